@@ -1,0 +1,78 @@
+"""What every command shares: how it ends, and how it talks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dataprep.errors import CommandError, Exit
+
+
+def door(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Run a command's function; a fault that the user can mend ends it with one sentence and its exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            code = command(*args, **kwargs)
+        except KeyboardInterrupt:
+            fail("interrupted; run the same command again to go on", Exit.INTERRUPTED)
+        except CommandError as error:
+            fail(str(error), error.code)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            if not _for_the_user(error):
+                raise
+            fail(str(error), _code(error))
+        sys.exit(int(code or 0))
+
+    return run
+
+
+def fail(message: str, code: Exit) -> None:
+    """Say what is wrong on stderr and end the process."""
+    click.echo(f"llava-prep: {message}", err=True)
+    sys.exit(int(code))
+
+
+def say(message: str) -> None:
+    """Tell a person something; stdout belongs to results."""
+    click.echo(message, err=True)
+
+
+def result(values: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print what a command found: one JSON object, or a text."""
+    click.echo(json.dumps(values, ensure_ascii=False) if as_json else text)
+
+
+def existing(path: Path, what: str) -> Path:
+    """Return a path that must exist."""
+    if not path.exists():
+        raise CommandError(f"{what} {path}: no such file or folder")
+    return path
+
+
+def table(rows: list[tuple[str, Any]]) -> str:
+    """Return two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise CommandError("terminated; run the same command again to go on", Exit.TERMINATED)
+
+
+def _for_the_user(error: Exception) -> bool:
+    """Return whether an error comes from what the user gave: our own kinds, and files that are not there."""
+    return type(error).__module__.split(".")[0] in ("configs", "dataprep") or isinstance(error, OSError)
+
+
+def _code(error: Exception) -> Exit:
+    return Exit.INTEGRITY if type(error).__name__ == "ShardError" else Exit.USAGE

@@ -1,0 +1,184 @@
+"""`llava-prep to-h5`: jsonl to shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dataprep.commands.door import door, existing, result, say, table
+from dataprep.errors import CommandError, Exit
+
+if TYPE_CHECKING:
+    from dataprep.compiler import Tally
+    from dataprep.config import CompileConfig
+    from dataprep.pipeline import Job
+
+
+@click.command("to-h5")
+@click.option("--phase", type=click.Choice(["1", "2"]), required=True, help="1: captions; 2: conversations.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="jsonl files or folders; default: ROOT/jsonl/phaseN.",
+)
+@click.option("--image-dir", type=click.Path(path_type=Path), help="What image keys are relative to; default: ROOT.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: ROOT/h5/phaseN.")
+@click.option("--tokenizer", help="Folder with a tokenizer.json, or a hub id; default: llava-prep.yaml's.")
+@click.option("--config", "config_name", help="Shipped name or YAML file; default: phaseN.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+@click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes.")
+@click.option("--check-images", type=click.Choice(["decode", "header", "exists", "none"]), help="Default: decode.")
+@click.option("--image-fit", type=click.Choice(["pad", "crop"]), help="Default: crop in phase 1, pad in phase 2.")
+@click.option("--overlong", type=click.Choice(["truncate", "drop", "split"]), help="Default: truncate.")
+@click.option(
+    "--max-refused", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share; more: exit 3."
+)
+@click.option("--dry-run", is_flag=True, help="Compile a sample, write nothing, say what the run would make.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+@door
+def command(
+    context: click.Context, workers: int, max_refused: float, dry_run: bool, as_json: bool, **options: Any
+) -> int:
+    """Compile jsonl files into HDF5 shards: tokens, labels, masks, verified pictures.
+
+    The same command again does what is missing.
+
+    \b
+    Examples:
+      llava-prep to-h5 --phase 2
+      llava-prep to-h5 --phase 2 --input mix.jsonl --image-dir /data --set max_seq_length=4096
+    """
+    from configs.workspace import load_workspace
+
+    workspace = load_workspace()
+    job = _job(context.obj or workspace.root, workspace.tokenizer, **options)
+    if dry_run:
+        return _dry_run(job, as_json)
+    tally = _run(job, workers, as_json)
+    result({"output": str(job.output), **_values(tally)}, as_json, f"{job.output}\n{_table(tally)}")
+    if tally.num_refused:
+        say(f"which were refused, and why: {job.output / 'refused.jsonl'}")
+    if tally.num_refused > max_refused * tally.records:
+        say(f"llava-prep: {tally.num_refused} of {tally.records} records refused: more than {max_refused:.2%}")
+        return Exit.REFUSED
+    return Exit.OK
+
+
+def _job(
+    root: Path,
+    workspace_tokenizer: str | None,
+    phase: str,
+    inputs: tuple[Path, ...],
+    image_dir: Path | None,
+    output: Path | None,
+    tokenizer: str | None,
+    config_name: str | None,
+    overrides: tuple[str, ...],
+    **choices: str | None,
+) -> Job:
+    from dataprep.hub import tokenizer_folder
+    from dataprep.pipeline import Job
+
+    config = _config(phase, config_name, overrides, choices)
+    name = tokenizer or workspace_tokenizer
+    if name is None:
+        raise CommandError(
+            "no tokenizer: give --tokenizer FOLDER_OR_HUB_ID, or write `tokenizer: ...` into llava-prep.yaml"
+        )
+    return Job(
+        config=config,
+        tokenizer=tokenizer_folder(name),
+        inputs=tuple(_inputs(root, phase, inputs)),
+        image_root=existing(image_dir or root, "--image-dir").absolute(),
+        output=output or root / "h5" / f"phase{phase}",
+    )
+
+
+def _config(phase: str, name: str | None, overrides: tuple[str, ...], choices: dict[str, str | None]) -> CompileConfig:
+    from configs import load
+    from dataprep.config import CompileConfig
+
+    keys = {"check_images": "check_images", "image_fit": "image.fit", "overlong": "overlong"}
+    flags = [f"{keys[option]}={value}" for option, value in choices.items() if value is not None]
+    config = load(CompileConfig, name or f"phase{phase}", [*overrides, *flags])
+    if config.phase != int(phase):
+        raise CommandError(f"--phase {phase}: the config {name} is of phase {config.phase}")
+    return config
+
+
+def _inputs(root: Path, phase: str, given: tuple[Path, ...]) -> Iterator[Path]:
+    default = root / "jsonl" / f"phase{phase}"
+    for path in given or (default,):
+        if path.is_dir():
+            files = sorted(path.glob("*.jsonl"))
+            if not files:
+                raise CommandError(f"{path}: no .jsonl file there; `llava-prep preprocess` makes them")
+            yield from files
+            continue
+        if not path.exists() and not given:
+            raise CommandError(
+                f"{path}: no such folder; `llava-prep preprocess --dataset NAME` fills it, or give --input"
+            )
+        existing(path, "--input")
+        if path.suffix != ".jsonl":
+            raise CommandError(
+                f"--input {path}: expected a .jsonl file; `llava-prep preprocess --dataset json --phase {phase}"
+                f" --input {path}` makes one"
+            )
+        yield path
+
+
+def _run(job: Job, workers: int, quiet: bool) -> Tally:
+    from dataprep.pipeline import run_job
+
+    with _bar(quiet) as (started, progress):
+        return run_job(job, workers, progress, started)
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    bar = tqdm(unit=" records", disable=True if quiet else None)
+
+    def started(records: int) -> None:
+        bar.reset(total=records)
+
+    def progress(done: int, refused: int) -> None:
+        bar.set_postfix(refused=refused, refresh=False)
+        bar.update(done)
+
+    try:
+        yield started, progress
+    finally:
+        bar.close()
+
+
+def _dry_run(job: Job, as_json: bool) -> int:
+    from dataprep.dry_run import forecast
+
+    values = forecast(job)
+    result(values, as_json, table([(name.replace("_", " "), value) for name, value in values.items()]))
+    return Exit.OK
+
+
+def _values(tally: Tally) -> dict[str, Any]:
+    return {**tally.as_dict(), "num_refused": tally.num_refused}
+
+
+def _table(tally: Tally) -> str:
+    rows = [("records", tally.records), ("  written", tally.written)]
+    rows += [(f"  refused: {reason}", count) for reason, count in sorted(tally.refused.items())]
+    rows += [("  deduplicated", tally.deduplicated), ("rows", tally.rows), ("  text-only", tally.text_only)]
+    rows += [("  truncated", tally.truncated), ("  split records", tally.split)]
+    rows += [(f"normalised: {rule}", count) for rule, count in sorted(tally.normalised.items())]
+    rows += [("attended tokens", tally.attended_tokens), ("trained tokens", tally.loss_tokens)]
+    return table(rows)

@@ -1,0 +1,229 @@
+"""One task to its shards: the order of the steps, as one worker runs them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataprep.config import CompileConfig
+from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn, parse, read_lines, validate
+from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
+from dataprep.images import ImageFault
+from dataprep.plan import Task
+from dataprep.rows import fits, lay_out, shorten
+from dataprep.shards.layout import Row, RowLayout, Source
+from dataprep.shards.writer import ShardImage, ShardWriter
+from dataprep.templates import TEMPLATES, Span
+from dataprep.verdicts import ImageVerdicts
+
+#: Records tokenised in one call.
+BLOCK = 256
+
+
+@dataclass
+class Tally:
+    """The accounting of a task or a run: every record is in exactly one of written, refused, deduplicated."""
+
+    records: int = 0
+    written: int = 0
+    deduplicated: int = 0
+    rows: int = 0
+    text_only: int = 0
+    truncated: int = 0
+    split: int = 0
+    attended_tokens: int = 0
+    loss_tokens: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    normalised: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_refused(self) -> int:
+        """Number of refused records."""
+        return sum(self.refused.values())
+
+    def add(self, other: Tally) -> None:
+        """Add another tally to this one."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {**vars(self), "refused": dict(self.refused), "normalised": dict(self.normalised)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Tally:
+        """Return the tally that `as_dict` wrote."""
+        counters = {name: Counter(values[name]) for name in ("refused", "normalised")}
+        return cls(**{**values, **counters})
+
+    def balanced(self) -> bool:
+        """Return whether every record ended somewhere, and once."""
+        return self.records == self.written + self.num_refused + self.deduplicated
+
+
+class Result(NamedTuple):
+    """What a task made."""
+
+    shards: list[ShardImage]
+    refusals: list[dict[str, Any]]
+    tally: Tally
+
+
+class _Pending(NamedTuple):
+    conversation: Conversation
+    spans: list[Span]
+    source: Source
+
+
+def find_layout(config: CompileConfig, encoder: TextEncoder) -> RowLayout:
+    """Find where the picture stands by rendering and encoding; it is never typed in.
+
+    Raises:
+        ValueError: the row is too short for prompt and picture, or the vocabulary too large for the dtype.
+    """
+    num_patches = config.image.num_patches
+    template = TEMPLATES[config.template]
+    turns = [Turn("human", f"{IMAGE_TAG}\na"), Turn("gpt", "a")]
+    shown = encode(template.render(Conversation("", "a", turns), encoder.legacy), encoder, num_patches)
+    hole_start, hole_length = shown.image_start, num_patches
+    if config.phase == 2:
+        text_only = Conversation("", None, [Turn("human", "a"), Turn("gpt", "a")])
+        hidden = ~encode(template.render(text_only, encoder.legacy), encoder, num_patches).attended
+        hole_start, hole_length = int(hidden.argmax()), int(hidden.sum())
+    if shown.image_start + num_patches >= config.max_seq_length:
+        raise ValueError(
+            f"max_seq_length {config.max_seq_length}: the prompt and {num_patches} image slots take"
+            f" {shown.image_start + num_patches}, which leaves no room for an answer"
+        )
+    if config.dtype == "uint16" and encoder.vocab_size > 1 << 16:
+        raise ValueError(f"dtype uint16: the vocabulary has {encoder.vocab_size} ids; use int32")
+    return RowLayout(
+        max_seq_length=config.max_seq_length,
+        num_patches=num_patches,
+        image_start_idx=shown.image_start,
+        hole_start=hole_start,
+        hole_length=hole_length,
+        phase=config.phase,
+        template=config.template,
+        bos_id=encoder.bos_id,
+        eos_id=encoder.eos_id,
+        pad_id=encoder.pad_id,
+        vocab_size=encoder.vocab_size,
+        tokenizer_fingerprint=encoder.fingerprint,
+        image_size=config.image.size,
+        image_mean=config.image.mean,
+        image_std=config.image.std,
+        image_fit=config.image.fit,
+        config_sha256=config.sha256(),
+    )
+
+
+class Compiler:
+    """Compiles tasks in one process.
+
+    Args:
+        tokenizer: folder of the tokenizer.
+        verdicts: says which pictures can be used.
+        progress: called with the number of records done since the last call.
+    """
+
+    def __init__(
+        self,
+        config: CompileConfig,
+        tokenizer: Path,
+        verdicts: ImageVerdicts,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.config = config
+        self.encoder = TextEncoder(tokenizer)
+        self.layout = find_layout(config, self.encoder)
+        self.verdicts = verdicts
+        self.progress = progress
+        self._template = TEMPLATES[config.template]
+
+    def run(self, task: Task) -> Result:
+        """Compile the records of a task."""
+        result = Result([], [], Tally())
+        writer = ShardWriter(self.layout, self.config.dtype)
+        lines = _lines(task)
+        while block := list(islice(lines, BLOCK)):
+            for row in self._rows(block, result):
+                writer.write(row)
+                if writer.num_bytes >= self.config.shard_megabytes << 20 or len(writer) == self.config.shard_rows:
+                    result.shards.append(writer.finish())
+                    writer = ShardWriter(self.layout, self.config.dtype)
+            self.progress(len(block))
+        if len(writer):
+            result.shards.append(writer.finish())
+        self.verdicts.flush()
+        return result
+
+    def _rows(self, block: list[tuple[bytes, Source]], result: Result) -> Iterator[Row]:
+        pending = [entry for line, source in block if (entry := self._read(line, source, result))]
+        samples = encode_batch([entry.spans for entry in pending], self.encoder, self.layout.num_patches)
+        for entry, sample in zip(pending, samples, strict=True):
+            try:
+                parts = self._fitted(entry.conversation, sample, result.tally)
+            except Refusal as refusal:
+                _refuse(result, entry.source, refusal)
+                continue
+            result.tally.written += 1
+            result.tally.text_only += entry.conversation.image is None
+            for part in parts:
+                row = lay_out(part, self.layout, entry.conversation.image, entry.source)
+                result.tally.rows += 1
+                result.tally.attended_tokens += row.length
+                result.tally.loss_tokens += row.num_loss_tokens
+                yield row
+
+    def _read(self, line: bytes, source: Source, result: Result) -> _Pending | None:
+        """Read one record as far as its spans, or count why it cannot be used."""
+        result.tally.records += 1
+        try:
+            conversation, rules = parse(line)
+            source = source._replace(id=conversation.id)
+            validate(conversation)
+            spans = self._template.render(conversation, self.encoder.legacy)
+            if conversation.image is not None:
+                self.verdicts.require(conversation.image)
+        except Refusal as refusal:
+            return _refuse(result, source, refusal)
+        except ImageFault as fault:
+            return _refuse(result, source, Refusal(fault.reason, str(fault), source.id))
+        result.tally.normalised.update(rules)
+        return _Pending(conversation, spans, source)
+
+    def _fitted(self, conversation: Conversation, sample: Sample, tally: Tally) -> list[Sample]:
+        if sample.image_start != self.layout.image_start_idx:
+            raise AssertionError(
+                f"{conversation.id}: image at {sample.image_start}, the layout says {self.layout.image_start_idx}"
+            )
+        if fits(sample, self.layout):
+            return [sample]
+        parts = shorten(conversation, sample, self.layout, self.config.overlong, self._encode)
+        tally.truncated += self.config.overlong == "truncate"
+        tally.split += self.config.overlong == "split"
+        return parts
+
+    def _encode(self, conversation: Conversation) -> Sample:
+        return encode(self._template.render(conversation, self.encoder.legacy), self.encoder, self.layout.num_patches)
+
+
+def _lines(task: Task) -> Iterator[tuple[bytes, Source]]:
+    """Yield the records of a task; blank lines are not records."""
+    for segment in task.segments:
+        for number, line in enumerate(read_lines(segment.path, segment.start, segment.stop), segment.first_line):
+            if line.strip():
+                # A byte order mark is no part of the first record.
+                yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, Source(segment.name, number, "")
+
+
+def _refuse(result: Result, source: Source, refusal: Refusal) -> None:
+    result.tally.refused[refusal.reason] += 1
+    record_id = refusal.record_id or source.id
+    entry = {"reason": refusal.reason, "detail": refusal.detail, "file": source.file, "line": source.line}
+    result.refusals.append({**entry, "id": record_id})

@@ -1,0 +1,27 @@
+"""What a command ends with, and how it says so."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    REFUSED = 3
+    CONFLICT = 4
+    INTEGRITY = 5
+    NO_SPACE = 6
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class CommandError(Exception):
+    """An end that the user can do something about: one sentence, and the exit code."""
+
+    def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
+        super().__init__(message)
+        self.code = code

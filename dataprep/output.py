@@ -1,0 +1,195 @@
+"""The folder that `to-h5` writes: what a run has done, and what it leaves.
+
+shard-00000.h5 ...    the rows (`dataprep/shards/README.md`)
+manifest.json         layout, config, inputs, accounting; sha256, content hash and rows of every shard
+data_params.json      the Model Zoo's summary, with image_patch_info.image_patch_start_idx
+refused.jsonl         every refused record: reason, detail, file, line, id
+README.md             the dataset card
+tokenizer/            the tokenizer's files, so that the shards can be read back as text
+.tasks/               a record for each finished task; a rerun does what has none
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataprep.compiler import Result, Tally
+from dataprep.errors import CommandError, Exit
+from dataprep.plan import Task
+from dataprep.shards.layout import FORMAT_VERSION, RowLayout
+from dataprep.shards.reader import MANIFEST_NAME
+from dataprep.shards.writer import publish
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class OutputFolder:
+    """The output of one run, and the record of what is already there.
+
+    Args:
+        identity: what decides the bytes: config, tokenizer, inputs, image root. A folder made for another is refused.
+
+    Raises:
+        CommandError: the folder holds another run's shards (exit 4), naming what differs.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.tasks = folder / ".tasks"
+        self._claim(identity)
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        path = self.tasks / "run.json"
+        if path.is_file():
+            before = json.loads(path.read_text("utf-8"))
+            changed = list(_differences(before, json.loads(json.dumps(identity))))
+            if changed:
+                raise CommandError(
+                    f"{self.folder}: holds shards of another run: {'; '.join(changed[:5])}."
+                    " Name another --output, or delete the folder",
+                    Exit.CONFLICT,
+                )
+            return
+        if any(self.folder.glob("*.h5")):
+            raise CommandError(
+                f"{self.folder}: holds *.h5 files that this command did not write; name another --output", Exit.CONFLICT
+            )
+        self.tasks.mkdir(parents=True, exist_ok=True)
+        publish(path, _json(identity))
+
+    def done(self, task: Task) -> dict[str, Any] | None:
+        """Return the record of a finished task whose shards are all there, or None."""
+        path = self._record_path(task)
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text("utf-8"))
+        for shard in record["shards"]:
+            file = self.folder / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                return None
+        return record
+
+    def save(self, task: Task, result: Result) -> dict[str, Any]:
+        """Publish a task's shards, then the record that says they are whole."""
+        shards = []
+        for part, image in enumerate(result.shards):
+            name = f"shard-{task.index:05d}{f'-{part}' if part else ''}.h5"
+            publish(self.folder / name, image.content)
+            hashes = {"sha256": image.sha256, "content_sha256": image.content_sha256}
+            first = {"file": task.segments[0].name, "line": task.segments[0].first_line}
+            shards.append({"file": name, "rows": image.num_rows, "bytes": len(image.content), **hashes, "from": first})
+        record = {"shards": shards, "refusals": result.refusals, "tally": result.tally.as_dict()}
+        publish(self._record_path(task), _json(record))
+        return record
+
+    def finish(self, records: Sequence[dict[str, Any]], layout: RowLayout, identity: dict[str, Any]) -> Tally:
+        """Write everything that describes the run as a whole; the manifest last, since it makes the folder readable."""
+        tally = Tally()
+        for record in records:
+            tally.add(Tally.from_dict(record["tally"]))
+        shards = [shard for record in records for shard in record["shards"]]
+        refusals = [refusal for record in records for refusal in record["refusals"]]
+        publish(self.folder / "refused.jsonl", b"".join(_json(refusal, None) for refusal in refusals))
+        publish(self.folder / "data_params.json", _json(data_params(layout, tally, identity)))
+        publish(self.folder / "README.md", card(layout, tally, shards, identity).encode("utf-8"))
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "layout": layout.attributes(),
+            "accounting": {**tally.as_dict(), "num_refused": tally.num_refused},
+            **identity,
+            "shards": shards,
+        }
+        publish(self.folder / MANIFEST_NAME, _json(manifest))
+        return tally
+
+    def keep_tokenizer(self, source: Path) -> None:
+        """Copy the tokenizer's files beside the shards."""
+        target = self.folder / "tokenizer"
+        target.mkdir(exist_ok=True)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                publish(target / name, (source / name).read_bytes())
+
+    def _record_path(self, task: Task) -> Path:
+        return self.tasks / f"{task.index:05d}.json"
+
+
+def data_params(layout: RowLayout, tally: Tally, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the Model Zoo's summary of a data folder (its keys, where we have the value)."""
+    num_tokens = tally.rows * layout.max_seq_length
+    return {
+        "setup": {"output_dir": ".", "input": [entry["file"] for entry in identity["inputs"]]},
+        "processing": {"max_seq_length": layout.max_seq_length, "eos_id": layout.eos_id, "pad_id": layout.pad_id},
+        "dataset": {"is_multimodal": True, "num_patches": layout.num_patches, "template": layout.template},
+        "post-process": {
+            "processed_files": tally.records,
+            "successful_files": tally.written,
+            "discarded_files": tally.num_refused,
+            "n_examples": tally.rows,
+            "eos_id": layout.eos_id,
+            "pad_id": layout.pad_id,
+            "vocab_size": layout.vocab_size,
+        },
+        "h5_dataset_stats": {
+            "num_sequences": tally.rows,
+            "num_tokens": num_tokens,
+            "non_pad_tokens": tally.attended_tokens,
+            "loss_valid_tokens": tally.loss_tokens,
+        },
+        "image_patch_info": {"image_patch_start_idx": layout.image_start_idx},
+    }
+
+
+def card(layout: RowLayout, tally: Tally, shards: list[dict[str, Any]], identity: dict[str, Any]) -> str:
+    """Return the dataset card."""
+    refused = "".join(f"| refused: {reason} | {count} |\n" for reason, count in sorted(tally.refused.items()))
+    inputs = "".join(f"* `{entry['file']}`, sha256 `{entry['sha256']}`\n" for entry in identity["inputs"])
+    size = sum(shard["bytes"] for shard in shards) / 1e6
+    return f"""# Phase {layout.phase} shards
+
+{tally.rows} rows of {layout.max_seq_length} slots in {len(shards)} HDF5 files ({size:.1f} MB), template
+`{layout.template}`, image at {layout.image_start_idx} ({layout.num_patches} patches), pictures `{layout.image_fit}`
+to {layout.image_size} pixels.
+
+| records | {tally.records} |
+| --- | --- |
+| written | {tally.written} |
+| of them text-only | {tally.text_only} |
+| of them truncated | {tally.truncated} |
+| of them split | {tally.split} |
+| deduplicated | {tally.deduplicated} |
+{refused}| attended tokens | {tally.attended_tokens} |
+| trained tokens | {tally.loss_tokens} |
+
+Made from:
+
+{inputs}
+Check with `llava-prep verify`, look at rows with `llava-prep inspect`. The format is described in
+`dataprep/shards/README.md` of llava-prep; every refused record stands in `refused.jsonl`.
+"""
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Name what differs between two plain values, with both."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{place}[{index}]")
+    elif before != now:
+        yield f"{place} was {_short(before)}, is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _json(value: Any, indent: int | None = 1) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8") + b"\n"

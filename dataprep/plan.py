@@ -1,0 +1,113 @@
+"""Input files to tasks: which records make which shard.
+
+A task is a fixed range of the input, so that the shards do not depend on how many workers there are or which of them
+did what. Files are cut by lines: one jsonl keeps all cores busy, many small ones share a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BLOCK_BYTES = 8 << 20
+
+#: Small inputs are cut finer than a full shard, so that several workers have something to do.
+MIN_TASKS = 8
+MIN_RECORDS = 500
+
+#: A shard names its input files in one HDF5 attribute of at most 64 KB.
+MAX_FILES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One jsonl file as it was when the run was planned."""
+
+    path: Path
+    name: str
+    """As shards, refusals and the manifest call it."""
+    num_bytes: int
+    sha256: str
+    num_lines: int
+    line_starts: tuple[int, ...]
+    """Byte at which every `MIN_RECORDS`-th line begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Whole lines of one file: bytes `start` to `stop`, of which the first is line `first_line` (from 1)."""
+
+    path: Path
+    name: str
+    start: int
+    stop: int
+    first_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What becomes one shard (more, where a shard would grow too large)."""
+
+    index: int
+    segments: tuple[Segment, ...]
+
+
+def survey(path: Path, name: str) -> InputFile:
+    """Read a file once: its hash, its lines, and where they are."""
+    digest = hashlib.sha256()
+    starts, lines, position, last = [0], 0, 0, b"\n"
+    for block in _blocks(path):
+        digest.update(block)
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 0x0A)
+        wanted = ends[MIN_RECORDS - 1 - lines % MIN_RECORDS :: MIN_RECORDS]
+        starts += (wanted + position + 1).tolist()
+        lines, position, last = lines + len(ends), position + len(block), block[-1:]
+    lines += last != b"\n"
+    return InputFile(path, name, position, digest.hexdigest(), lines, tuple(starts))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
+def plan(files: Sequence[InputFile], shard_rows: int) -> list[Task]:
+    """Cut the files into tasks of at most `shard_rows` lines; a function of the input and `shard_rows` alone."""
+    total = sum(file.num_lines for file in files)
+    size = min(shard_rows, max(MIN_RECORDS, -(-total // MIN_TASKS)))
+    size = max(size - size % MIN_RECORDS, min(size, MIN_RECORDS))
+    groups: list[list[Segment]] = [[]]
+    room = size
+    for segment, num_lines in _pieces(files, size):
+        if num_lines > room or len(groups[-1]) == MAX_FILES:
+            groups.append([])
+            room = size
+        groups[-1].append(segment)
+        room -= num_lines
+    return [Task(index, tuple(group)) for index, group in enumerate(group for group in groups if group)]
+
+
+def _pieces(files: Iterable[InputFile], size: int) -> Iterator[tuple[Segment, int]]:
+    """Cut each file at every `size`-th line."""
+    for file in files:
+        starts = _exact_starts(file, size) if size < MIN_RECORDS else file.line_starts[:: size // MIN_RECORDS]
+        starts = [start for start in starts if start < file.num_bytes]
+        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], file.num_bytes], strict=True)):
+            first = number * size
+            yield Segment(file.path, file.name, start, stop, first + 1), min(size, file.num_lines - first)
+
+
+def _exact_starts(file: InputFile, size: int) -> list[int]:
+    """Shards smaller than the survey's step are asked for in tests and trials only, so the file is read again."""
+    starts, position = [], 0
+    with open(file.path, "rb") as lines:
+        for number, line in enumerate(lines):
+            if number % size == 0:
+                starts.append(position)
+            position += len(line)
+    return starts

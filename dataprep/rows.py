@@ -1,0 +1,114 @@
+"""Sample to Row: tokens, shifted labels and masks at their fixed places.
+
+Labels are shifted here, over the attended positions of one sample, and not in the loss, so that nothing later can make
+a position predict another sample's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn
+from dataprep.encoding import Sample
+from dataprep.shards.layout import FEATURES, Row, RowLayout, Source
+
+#: What may be done with a sample that is longer than the row.
+OVERLONG = ("truncate", "drop", "split")
+
+
+def lay_out(sample: Sample, layout: RowLayout, img_path: str | None, source: Source) -> Row:
+    """Lay one sample out as a row.
+
+    For tokens `t[0..n]`, `text_input_ids` is `t[:-1]`: the last token stands in the labels only, so a row of
+    `max_seq_length` slots holds one token more than that.
+    """
+    attended = np.flatnonzero(sample.attended)
+    inputs, targets = attended[:-1], attended[1:]
+    columns = {
+        "text_input_ids": np.full(layout.max_seq_length, layout.pad_id, np.int32),
+        "labels": np.full(layout.max_seq_length, layout.pad_id, np.int32),
+        "loss_mask": np.zeros(layout.max_seq_length, np.int32),
+        "key_padding_mask": np.ones(layout.max_seq_length, np.int32),
+    }
+    columns["text_input_ids"][: len(sample.ids) - 1] = sample.ids[:-1]
+    columns["labels"][inputs] = sample.ids[targets]
+    columns["loss_mask"][inputs] = sample.trained[targets]
+    columns["key_padding_mask"][inputs] = 0
+    return Row(
+        data=np.stack([columns[name] for name in FEATURES]),
+        img_path=img_path,
+        length=len(inputs),
+        num_loss_tokens=int(columns["loss_mask"].sum()),
+        source=source,
+    )
+
+
+def fits(sample: Sample, layout: RowLayout) -> bool:
+    """Return whether a sample fits its row; the hole of a text-only sample uses up length too."""
+    return len(sample.ids) <= layout.max_seq_length + 1
+
+
+def shorten(
+    conversation: Conversation,
+    sample: Sample,
+    layout: RowLayout,
+    policy: str,
+    make: Callable[[Conversation], Sample],
+) -> list[Sample]:
+    """Make what fits of a sample that does not.
+
+    Args:
+        policy: one of `OVERLONG`.
+        make: encodes a conversation, for `split`.
+
+    Raises:
+        Refusal: `too_long` or `no_room_for_an_answer`.
+    """
+    if policy == "truncate":
+        return [_truncate(sample, layout, conversation.id)]
+    if policy == "split":
+        return _split(conversation, layout, make)
+    raise _too_long(sample, layout, conversation.id)
+
+
+def _too_long(sample: Sample, layout: RowLayout, record_id: str) -> Refusal:
+    hole = "" if sample.attended.all() else f", {layout.hole_length} of them the hole of its dummy picture"
+    return Refusal("too_long", f"{len(sample.ids)} tokens{hole}; a row holds {layout.max_seq_length + 1}", record_id)
+
+
+def _truncate(sample: Sample, layout: RowLayout, record_id: str) -> Sample:
+    """Cut the end off. The cut is never inside the picture: every row is wide enough for prompt and picture."""
+    keep = layout.max_seq_length + 1
+    if not sample.trained[:keep].any():
+        detail = f"the answer begins at token {int(sample.trained.argmax())}, a row holds {keep}"
+        raise Refusal("no_room_for_an_answer", detail, record_id)
+    return replace(sample, ids=sample.ids[:keep], trained=sample.trained[:keep], attended=sample.attended[:keep])
+
+
+def _split(conversation: Conversation, layout: RowLayout, make: Callable[[Conversation], Sample]) -> list[Sample]:
+    """Cut between turns into as few rows as hold everything, each with the picture."""
+    parts: list[Sample] = []
+    start, count = 0, len(conversation.turns)
+    while start < count:
+        best = None
+        for stop in range(start + 2, count + 1, 2):
+            sample = make(_part(conversation, start, stop))
+            if not fits(sample, layout):
+                if best is None:
+                    raise _too_long(sample, layout, conversation.id)
+                break
+            best, best_stop = sample, stop
+        assert best is not None
+        parts.append(best)
+        start = best_stop
+    return parts
+
+
+def _part(conversation: Conversation, start: int, stop: int) -> Conversation:
+    turns = list(conversation.turns[start:stop])
+    if start and conversation.image is not None:
+        turns[0] = Turn("human", f"{IMAGE_TAG}\n{turns[0].value}")
+    return Conversation(conversation.id, conversation.image, turns)
