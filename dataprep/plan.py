@@ -96,8 +96,10 @@ def _pieces(files: Iterable[InputFile], size: int) -> Iterator[tuple[Segment, in
     """Cut each file at every `size`-th line."""
     for file in files:
         starts = _exact_starts(file, size) if size < MIN_RECORDS else file.line_starts[:: size // MIN_RECORDS]
+        # A survey that ends on a cut notes the end of the file as one more start.
         starts = [start for start in starts if start < file.num_bytes]
-        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], file.num_bytes], strict=True)):
+        stops = [*starts[1:], file.num_bytes]
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=False)):
             first = number * size
             yield Segment(file.path, file.name, start, stop, first + 1), min(size, file.num_lines - first)
 

@@ -77,4 +77,4 @@ class Dataset:
 
 def image_key(path: Path, options: Options) -> str:
     """Return the image key of a file under the image root, always with forward slashes."""
-    return path.relative_to(options.image_root).as_posix()
+    return path.absolute().relative_to(options.image_root).as_posix()

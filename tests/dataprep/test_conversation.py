@@ -130,7 +130,9 @@ def test_a_line_written_is_the_line_read(question, answer, image):
 
 
 def test_lines_are_cut_at_newlines_only(tmp_path):
-    conversations = [Conversation(str(i), None, [Turn("human", "a\u2028b\x85"), Turn("gpt", "c\r\nd")]) for i in range(3)]
+    conversations = [
+        Conversation(str(i), None, [Turn("human", "a\u2028b\x85"), Turn("gpt", "c\r\nd")]) for i in range(3)
+    ]
     assert write_jsonl(tmp_path / "x.jsonl", conversations) == 3
     assert [parse(line)[0] for line in read_lines(tmp_path / "x.jsonl")] == conversations
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

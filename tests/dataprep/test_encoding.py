@@ -80,7 +80,9 @@ def test_no_control_id_that_the_structure_did_not_put_there(encoder, question, a
 
 
 def test_a_batch_gives_what_single_samples_give(encoder):
-    spans = [TEMPLATES["vicuna_v1"].render(talk(f"q {i}", f"a {i}" * i, "x" if i % 2 else None), False) for i in range(1, 9)]
+    spans = [
+        TEMPLATES["vicuna_v1"].render(talk(f"q {i}", f"a {i}" * i, "x" if i % 2 else None), False) for i in range(1, 9)
+    ]
     for one, many in zip((encode(s, encoder, 4) for s in spans), encode_batch(spans, encoder, 4), strict=True):
         assert (one.ids == many.ids).all() and (one.trained == many.trained).all()
         assert one.image_start == many.image_start

@@ -1,0 +1,62 @@
+"""A small workspace with good and bad records, and the command as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from dataprep.config import CompileConfig, ImageConfig
+from dataprep.pipeline import Job
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def record(number: int, image: str | None = None, pairs: int = 1) -> dict:
+    turns = []
+    for pair in range(pairs):
+        question = f"What colour is bar {pair} of chart {number}?"
+        shown = f"<image>\n{question}" if image and pair == 0 else question
+        turns += [{"from": "human", "value": shown}, {"from": "gpt", "value": "red " * (1 + number % 5)}]
+    return {"id": f"r{number}", **({"image": image} if image else {}), "conversations": turns}
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_tokenizer_dir):
+    """Pictures, a jsonl writer, and a job over them."""
+    (tmp_path / "pictures").mkdir()
+    for index in range(5):
+        Image.new("RGB", (30 + index, 28), (50 * index, 9, 9)).save(tmp_path / f"pictures/{index}.jpg")
+
+    def write(name: str, records: list) -> Path:
+        path = tmp_path / "jsonl" / "phase2" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode() for r in records]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    def job(*inputs: Path, output: str = "h5", **config) -> Job:
+        settings = {"phase": 2, "template": "vicuna_v1", "max_seq_length": 200, "image": ImageConfig(size=28)}
+        return Job(CompileConfig(**settings | config), tiny_tokenizer_dir, inputs, tmp_path, tmp_path / output)
+
+    return SimpleNamespace(root=tmp_path, write=write, job=job, tokenizer=tiny_tokenizer_dir, record=record)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run `llava-prep ...` in the workspace; returns the finished process."""
+
+    def run(*arguments: object, start: bool = False):
+        program = [sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        options = {"cwd": tmp_path, "env": environment, "text": True}
+        words = [*program, *map(str, arguments)]
+        if start:
+            return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        return subprocess.run(words, capture_output=True, timeout=120, **options)
+
+    return run

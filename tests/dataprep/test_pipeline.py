@@ -1,0 +1,221 @@
+"""A whole compile: the same bytes whoever does the work and whatever happens, and every record accounted for."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+
+import filelock
+import pytest
+
+from dataprep import output
+from dataprep.errors import CommandError, Exit
+from dataprep.pipeline import run_job
+from dataprep.shards import ShardReader
+from dataprep.verification import verify
+
+FULL = os.environ.get("LLAVA_PREP_PROOFS") == "full"
+
+
+def quiet(*_):
+    pass
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.h5"))}
+
+
+def mixture(workspace, count):
+    records = []
+    for number in range(count):
+        image = f"pictures/{number % 5}.jpg" if number % 3 else None
+        records.append(workspace.record(number, image, 1 + number % 4))
+    records[7] = b"{broken"
+    records[count // 2]["conversations"][1]["value"] = ""
+    return workspace.write("a.jsonl", records)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(workspace):
+    path = mixture(workspace, 2300)
+    found = []
+    for workers in (1, 2, 3):
+        job = workspace.job(path, output=f"h5-{workers}")
+        tally = run_job(job, workers, quiet)
+        assert tally.balanced() and tally.written == 2298
+        found.append((hashes(job.output), (job.output / "refused.jsonl").read_text()))
+        assert len(found[0][0]) == 5
+        assert verify(job.output) == (5, tally.rows, [])
+    assert found[0] == found[1] == found[2]
+
+
+def test_rows_stand_in_the_order_of_the_input(workspace):
+    path = mixture(workspace, 1200)
+    job = workspace.job(path)
+    run_job(job, 1, quiet)
+    with ShardReader(job.output) as reader:
+        lines = [row.source.line for row in reader]
+        assert lines == [n for n in range(1, 1201) if n not in (8, 601)]
+        assert all(row.source.id == f"r{row.source.line - 1}" for row in reader)
+        assert all(row.has_image == bool((row.source.line - 1) % 3) for row in reader)
+
+
+def test_a_rerun_does_only_what_is_missing(workspace):
+    job = workspace.job(mixture(workspace, 1200))
+    run_job(job, 1, quiet)
+    before, times = hashes(job.output), {p: p.stat().st_mtime_ns for p in job.output.glob("*.h5")}
+    lost = sorted(times)[1]
+    lost.unlink()
+    run_job(job, 1, quiet)
+    assert hashes(job.output) == before
+    assert [path for path, mtime in times.items() if path.stat().st_mtime_ns != mtime] == [lost]
+
+
+def test_another_config_or_input_in_the_same_folder_is_refused(workspace):
+    path = mixture(workspace, 20)
+    run_job(workspace.job(path), 1, quiet)
+    with pytest.raises(CommandError, match="config.max_seq_length was 200, is 180") as caught:
+        run_job(workspace.job(path, max_seq_length=180), 1, quiet)
+    assert caught.value.code == Exit.CONFLICT
+    mixture(workspace, 21)
+    with pytest.raises(CommandError, match=r"inputs\[0\].bytes was \d+, is \d+"):
+        run_job(workspace.job(path), 1, quiet)
+
+
+def test_a_folder_with_other_shards_is_refused(workspace):
+    job = workspace.job(mixture(workspace, 20))
+    job.output.mkdir()
+    (job.output / "mine.h5").write_bytes(b"")
+    with pytest.raises(CommandError, match="files that this command did not write"):
+        run_job(job, 1, quiet)
+
+
+def test_two_runs_do_not_share_a_folder(workspace):
+    job = workspace.job(mixture(workspace, 20))
+    job.output.mkdir()
+    with filelock.FileLock(job.output / ".lock"), pytest.raises(CommandError, match="another run is writing") as caught:
+        run_job(job, 1, quiet)
+    assert caught.value.code == Exit.CONFLICT
+
+
+def test_a_full_disk_ends_with_6_and_the_rerun_finishes(workspace, monkeypatch):
+    job = workspace.job(mixture(workspace, 1200))
+    left = [2]
+
+    real = output.publish
+
+    def publish(path, content):
+        if path.suffix == ".h5":
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr("dataprep.output.publish", publish)
+    with pytest.raises(CommandError, match="no space left") as caught:
+        run_job(job, 1, quiet)
+    assert caught.value.code == Exit.NO_SPACE
+    assert len(hashes(job.output)) == 2 and not (job.output / "manifest.json").exists()
+    left[0] = 99
+    run_job(job, 1, quiet)
+    clean = workspace.job(*job.inputs, output="clean")
+    run_job(clean, 1, quiet)
+    assert hashes(job.output) == hashes(clean.output)
+
+
+def test_large_shards_are_closed_and_another_begun(workspace):
+    job = workspace.job(workspace.write("a.jsonl", [workspace.record(n, pairs=60) for n in range(6)]), overlong="split")
+    object.__setattr__(job.config, "shard_rows", 4)
+    tally = run_job(job, 1, quiet)
+    assert tally.written == tally.split == 6 and tally.rows > 12
+    with ShardReader(job.output) as reader:
+        assert len(reader) == tally.rows
+        assert max(file.num_rows for file in reader.files) == 4
+    assert verify(job.output)[2] == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_runs_leave_whole_shards_and_finish_identically(workspace, command, sent):
+    path = mixture(workspace, 6000)
+    clean = workspace.job(path, output="clean")
+    run_job(clean, 2, quiet)
+    words = _words(workspace)
+    interrupted = 0
+    random_moments = random.Random(int(sent))
+    for _ in range(20 if FULL else 2):
+        process = command(*words, start=True)
+        time.sleep(random_moments.uniform(1.0, 2.5))
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+        interrupted += process.returncode in (-sent, 143, 130)
+        whole = hashes(workspace.root / "data/h5/phase2")
+        assert whole.items() <= hashes(clean.output).items()
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    assert hashes(workspace.root / "data/h5/phase2") == hashes(clean.output)
+    assert interrupted > 0
+
+
+def _words(workspace):
+    settings = ["max_seq_length=200", "image.size=28"]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    paths = ["--input", "jsonl/phase2", "--image-dir", workspace.root, "--tokenizer", workspace.tokenizer]
+    return ["to-h5", "--phase", 2, *paths, *flags, "--workers", 2]
+
+
+def test_a_killed_worker_ends_the_run_with_one_sentence(workspace):
+    job = workspace.job(mixture(workspace, 6000))
+    killer = threading.Thread(target=_kill_first_child)
+    killer.start()
+    with pytest.raises(CommandError, match="a worker process died"):
+        run_job(job, 2, quiet)
+    killer.join()
+    assert run_job(job, 2, quiet).balanced()
+
+
+def _kill_first_child():
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.01)
+    children[0].kill()
+
+
+def test_every_bad_record_is_counted_with_file_line_and_id(workspace):
+    (workspace.root / "pictures/cut.jpg").write_bytes((workspace.root / "pictures/4.jpg").read_bytes()[:-200])
+    good = workspace.record(0, "pictures/0.jpg")
+    twice = workspace.record(4)
+    twice["conversations"][1]["from"] = "human"
+    literal = workspace.record(5, "pictures/1.jpg")
+    literal["conversations"][1]["value"] = "ends in </s> and shows <image> as text"
+    long = workspace.record(6)
+    long["conversations"][0]["value"] = "word " * 500
+    records = [
+        good,
+        workspace.record(2, "pictures/none.jpg"),
+        workspace.record(3, "pictures/cut.jpg"),
+        twice,
+        literal,
+        long,
+        b'{"id": "u", "conversations": [{"from": "human", "value": "\xff"}]}',
+        workspace.record(8, "../../etc/passwd"),
+        good,
+    ]
+    job = workspace.job(workspace.write("bad.jsonl", records))
+    tally = run_job(job, 1, quiet)
+    refused = sorted(
+        map(json.loads, (job.output / "refused.jsonl").read_text().splitlines()), key=lambda entry: entry["line"]
+    )
+    assert [(r["reason"], r["file"], r["line"], r["id"]) for r in refused] == [
+        ("missing_image", "bad.jsonl", 2, "r2"),
+        ("unreadable_image", "bad.jsonl", 3, "r3"),
+        ("roles_do_not_alternate", "bad.jsonl", 4, "r4"),
+        ("no_room_for_an_answer", "bad.jsonl", 6, "r6"),
+        ("not_utf8", "bad.jsonl", 7, ""),
+        ("unsafe_image_path", "bad.jsonl", 8, "r8"),
+    ]
+    assert (tally.records, tally.written, tally.num_refused, tally.deduplicated) == (9, 3, 6, 0)
+    with ShardReader(job.output) as reader:
+        assert [row.source.line for row in reader] == [1, 5, 9]
+        assert (reader[1].text_input_ids == 2).sum() + (reader[1].labels[reader[1].loss_mask] == 2).sum() == 1

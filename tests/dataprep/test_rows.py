@@ -1,0 +1,150 @@
+"""Laying out a sample, against the slow and obvious way; and what becomes of what does not fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataprep.compiler import find_layout
+from dataprep.config import CompileConfig, ImageConfig
+from dataprep.conversation import Conversation, Refusal, Turn
+from dataprep.encoding import Sample, TextEncoder, encode
+from dataprep.rows import fits, lay_out, shorten
+from dataprep.shards.layout import RowLayout, Source, feature
+from dataprep.templates import TEMPLATES
+
+SOURCE = Source("x.jsonl", 3, "id")
+
+
+def layout_of(slots: int) -> RowLayout:
+    triple = (0.5, 0.5, 0.5)
+    return RowLayout(slots, 4, 2, 1, 5, 2, "vicuna_v1", 1, 2, 0, 99, "f", 28, triple, triple, "pad", "c")
+
+
+@st.composite
+def samples(draw):
+    size = draw(st.integers(2, 30))
+    ids = draw(st.lists(st.integers(3, 98), min_size=size, max_size=size))
+    trained = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    attended = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    attended[0] = attended[-1] = True
+    trained = [learned and seen for learned, seen in zip(trained, attended, strict=True)]
+    trained[0] = False
+    return Sample(np.array(ids, np.int32), np.array(trained), np.array(attended), 2)
+
+
+@given(samples(), st.integers(29, 40))
+def test_a_row_is_what_the_slow_way_makes(sample, slots):
+    row = lay_out(sample, layout_of(slots), None, SOURCE)
+    inputs, loss, labels, padding = (
+        feature(row.data, n) for n in ("text_input_ids", "loss_mask", "labels", "key_padding_mask")
+    )
+    num_loss = length = 0
+    for position in range(slots):
+        following = [i for i in range(position + 1, len(sample.ids)) if sample.attended[i]]
+        assert inputs[position] == (sample.ids[position] if position < len(sample.ids) - 1 else 0)
+        if position < len(sample.ids) - 1 and sample.attended[position]:
+            length += 1
+            assert padding[position] == 0
+            assert labels[position] == sample.ids[following[0]]
+            assert loss[position] == sample.trained[following[0]]
+            num_loss += loss[position]
+        else:
+            assert (padding[position], loss[position], labels[position]) == (1, 0, 0)
+    assert (row.length, row.num_loss_tokens) == (length, num_loss)
+
+
+def straight(size: int, answer_from: int) -> Sample:
+    trained = np.arange(size) >= answer_from
+    return Sample(np.arange(3, size + 3, dtype=np.int32), trained, np.ones(size, bool), 2)
+
+
+def test_a_row_holds_one_token_more_than_its_slots():
+    layout = layout_of(10)
+    assert fits(straight(11, 5), layout)
+    assert not fits(straight(12, 5), layout)
+    row = lay_out(straight(11, 5), layout, "a.jpg", SOURCE)
+    assert row.length == 10 and feature(row.data, "labels")[9] == 13
+
+
+def test_truncation_cuts_the_end_and_never_leaves_nothing_to_learn():
+    layout = layout_of(10)
+    (cut,) = shorten(Conversation("7"), straight(30, 10), layout, "truncate", None)
+    assert len(cut.ids) == 11 and cut.num_trained == 1
+    with pytest.raises(Refusal, match="no_room_for_an_answer: the answer begins at token 11, a row holds 11"):
+        shorten(Conversation("7"), straight(30, 11), layout, "truncate", None)
+
+
+def test_dropping_names_the_length():
+    with pytest.raises(Refusal, match="too_long: 30 tokens; a row holds 11"):
+        shorten(Conversation("7"), straight(30, 3), layout_of(10), "drop", None)
+    hole = replace(straight(30, 20), attended=np.arange(30) % 9 != 3)
+    with pytest.raises(Refusal, match="30 tokens, 5 of them the hole of its dummy picture"):
+        shorten(Conversation("7"), hole, layout_of(10), "drop", None)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_tokenizer_dir):
+    return TextEncoder(tiny_tokenizer_dir)
+
+
+def compiled(encoder, slots, conversation):
+    image = ImageConfig(size=28)
+    layout = find_layout(CompileConfig(phase=2, template="vicuna_v1", max_seq_length=slots, image=image), encoder)
+
+    def make(part):
+        return encode(TEMPLATES["vicuna_v1"].render(part, encoder.legacy), encoder, layout.num_patches)
+
+    return layout, make, make(conversation)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    answers=st.lists(st.text("ab c", min_size=1, max_size=30), min_size=1, max_size=12),
+    image=st.sampled_from(["a.jpg", None]),
+    room=st.integers(40, 90),
+)
+def test_splitting_loses_nothing_and_shows_the_picture_in_every_part(encoder, answers, image, room):
+    turns = [Turn("gpt" if i % 2 else "human", v) for a in answers for i, v in enumerate((f"q{a}", a))]
+    if image:
+        turns[0] = Turn("human", "<image>\n" + turns[0].value)
+    conversation = Conversation("7", image, turns)
+    layout, make, whole = compiled(encoder, 200, conversation)
+    layout = replace(layout, max_seq_length=len(encoder.encode(" " + "x" * 60)) + 60 + room)
+    if fits(whole, layout):
+        return
+    try:
+        parts = shorten(conversation, whole, layout, "split", make)
+    except Refusal as refusal:
+        assert refusal.reason == "too_long"
+        return
+    assert len(parts) > 1
+    assert all(fits(part, layout) and part.image_start == whole.image_start for part in parts)
+    assert [i for part in parts for i in part.ids[part.trained]] == whole.ids[whole.trained].tolist()
+
+
+def test_splitting_happens(encoder):
+    turns = [Turn("gpt" if i % 2 else "human", v) for v in "abcdefgh" for i, v in enumerate((f"question {v}", v * 20))]
+    conversation = Conversation("7", None, turns)
+    layout, make, whole = compiled(encoder, 200, conversation)
+    layout = replace(layout, max_seq_length=len(make(Conversation("7", None, turns[:6])).ids))
+    parts = shorten(conversation, whole, layout, "split", make)
+    assert 3 <= len(parts) <= 4
+
+
+def test_the_image_place_is_found_not_typed(encoder):
+    layout, make, _ = compiled(encoder, 200, Conversation("7", None, [Turn("human", "q"), Turn("gpt", "a")]))
+    shown = make(Conversation("7", "a", [Turn("human", "<image>\nwhat"), Turn("gpt", "a")]))
+    hidden = make(Conversation("7", None, [Turn("human", "what"), Turn("gpt", "a")]))
+    assert shown.image_start == hidden.image_start == layout.image_start_idx
+    assert (~hidden.attended).nonzero()[0].tolist() == list(
+        range(layout.hole_start, layout.hole_start + layout.hole_length)
+    )
+    assert layout.hole_length == layout.num_patches + 1
+
+
+def test_a_row_too_short_for_the_picture_is_refused(encoder):
+    with pytest.raises(ValueError, match="max_seq_length 64: the prompt and 576 image slots take"):
+        find_layout(CompileConfig(phase=2, template="vicuna_v1", max_seq_length=64), encoder)
