@@ -1,0 +1,137 @@
+"""Checkpoints are whole or absent, the last ones are kept, and another run's are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from tests.trainer.tiny_run import TINY
+from trainer.checkpoint import Checkpoints, RunState, check_resumable, read_state, whole_weights
+from trainer.config import OptimizerConfig
+from trainer.distributed import open_world
+from trainer.errors import IntegrityError, StorageError, TrainError
+from trainer.model import LlavaModel, initialise
+from trainer.optimizer import build_optimizer, set_learning_rates
+
+STATE = RunState(
+    step=1,
+    epoch=0,
+    settings={"seed": 0, "optimizer.peak_lr": 1e-3, "freeze": ["vision"]},
+    model={"vision": {"num_layers": 2}, "image_mean": [0.5, 0.5, 0.5]},
+    data="a" * 64,
+    world_size=1,
+    torch="2",
+)
+
+
+@pytest.fixture
+def world():
+    with open_world(torch.device("cpu")) as world:
+        yield world
+
+
+def trained_pair(seed):
+    """A model and its optimizer after one step, so that both have states."""
+    model = LlavaModel(TINY)
+    initialise(model, seed)
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(peak_lr=0.1))
+    set_learning_rates(optimizer, 1.0)
+    sum(parameter.square().sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path, world):
+    checkpoints = Checkpoints(tmp_path, keep=2, world=world)
+    model, optimizer = trained_pair(seed=0)
+    path = checkpoints.save(model, optimizer, STATE)
+    assert checkpoints.latest() == path
+    assert read_state(path) == STATE
+    other, other_optimizer = trained_pair(seed=1)
+    assert not torch.equal(other.projector.up.weight, model.projector.up.weight)
+    checkpoints.load(path, other, other_optimizer)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    states = [
+        [s for p in o.param_groups[0]["params"] for s in o.state[p].values()] for o in (optimizer, other_optimizer)
+    ]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*states, strict=True))
+    assert len(states[0]) > 0
+
+
+def test_only_the_last_ones_are_kept(tmp_path, world):
+    checkpoints = Checkpoints(tmp_path, keep=2, world=world)
+    pair = trained_pair(seed=0)
+    for step in (1, 2, 3):
+        checkpoints.save(*pair, replace(STATE, step=step))
+    assert [path.name for path in checkpoints.all()] == ["step-00000002", "step-00000003"]
+
+
+def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(tmp_path, world, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2, world=world)
+    pair = trained_pair(seed=0)
+    first = checkpoints.save(*pair, STATE)
+    monkeypatch.setattr("trainer.checkpoint.publish", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+    with pytest.raises(OSError, match="killed here"):
+        checkpoints.save(*pair, replace(STATE, step=2))
+    assert checkpoints.latest() == first
+    assert len(list(checkpoints.folder.iterdir())) == 2
+    monkeypatch.undo()
+    checkpoints.save(*pair, replace(STATE, step=3))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, world):
+    checkpoints = Checkpoints(tmp_path, keep=2, world=world)
+    pair = trained_pair(seed=0)
+    path = checkpoints.save(*pair, STATE)
+    for file in path.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(IntegrityError, match="step-00000001 cannot be read"):
+        checkpoints.load(path, *pair)
+    (path / "state.json").write_text('{"step": 1}')
+    with pytest.raises(IntegrityError, match="state.json is not the state of a run"):
+        read_state(path)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(tmp_path, world, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1, world=world)
+    pair = trained_pair(seed=0)
+    first = checkpoints.save(*pair, STATE)
+
+    def full(state, checkpoint_id):
+        raise CheckpointException("write", {0: (OSError(28, "No space left on device"), None)})
+
+    monkeypatch.setattr("trainer.checkpoint.save_shards", full)
+    with pytest.raises(StorageError, match="step-00000002 cannot be written .*No space left on device") as refused:
+        checkpoints.save(*pair, replace(STATE, step=2))
+    assert refused.value.exit_code == 6
+    assert checkpoints.all() == [first]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "b" * 64}, 'data was "a'),
+        ({"settings": {**STATE.settings, "seed": 1}}, "seed was 0, is 1"),
+        ({"settings": {**STATE.settings, "freeze": []}}, r'freeze was \["vision"\], is \[\]'),
+        ({"model": {**STATE.model, "vision": {"num_layers": 3}}}, "model.vision.num_layers was 2, is 3"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused_naming_what_changed(tmp_path, change, message):
+    with pytest.raises(TrainError, match=f"cannot resume .*step: {message}"):
+        check_resumable(tmp_path / "step", STATE, replace(STATE, **change))
+
+
+def test_other_machines_and_new_settings_do_not_matter(tmp_path):
+    settings = {**STATE.settings, "added_later": 1}
+    check_resumable(tmp_path, STATE, replace(STATE, step=9, epoch=2, world_size=8, torch="3", settings=settings))
+
+
+def test_exported_weights_are_rounded_as_asked(world):
+    model, _ = trained_pair(seed=0)
+    weights = whole_weights(model, torch.bfloat16)
+    assert weights.keys() == model.state_dict().keys()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
