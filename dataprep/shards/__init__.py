@@ -5,7 +5,7 @@ Imports nothing of ours and only numpy, h5py and isal. The format is described i
 
 from dataprep.shards.layout import FEATURES, FORMAT_VERSION, Row, RowLayout, ShardError, StoredRow
 from dataprep.shards.reader import ShardReader
-from dataprep.shards.writer import ShardWriter, publish
+from dataprep.shards.writer import ShardWriter, publish, sync_folder
 
 __all__ = [
     "FEATURES",
@@ -17,4 +17,5 @@ __all__ = [
     "ShardWriter",
     "StoredRow",
     "publish",
+    "sync_folder",
 ]

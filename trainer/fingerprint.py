@@ -1,0 +1,78 @@
+"""Do the shards and the model fit together? Asked before anything is allocated on a GPU.
+
+Each fault is one sentence that names what the shards hold and what the model, or the config, holds.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprep.shards import RowLayout
+from dataprep.shards.fingerprint import tokenizer_fingerprint
+from trainer.errors import IntegrityError
+from trainer.model import LlavaConfig
+
+
+def check_fingerprint(
+    layout: RowLayout, lengths: NDArray[np.int32], model: LlavaConfig, model_folder: Path, phase: int
+) -> None:
+    """Refuse shards that were not compiled for this model and this phase.
+
+    `lengths` (num_rows,) are the rows' attended tokens.
+
+    Raises:
+        IntegrityError: they differ; every difference is a line.
+    """
+    faults = [*_phase_faults(layout, phase), *_tokenizer_faults(layout, model, model_folder)]
+    faults += [*_picture_faults(layout, model), *_length_faults(lengths, model)]
+    if faults:
+        raise IntegrityError("\n".join(faults))
+
+
+def _phase_faults(layout: RowLayout, phase: int) -> Iterator[str]:
+    if layout.phase != phase:
+        yield (
+            f"phase: the shards were compiled for phase {layout.phase} (template {layout.template}),"
+            f" the config trains phase {phase}"
+        )
+
+
+def _tokenizer_faults(layout: RowLayout, model: LlavaConfig, folder: Path) -> Iterator[str]:
+    try:
+        found = tokenizer_fingerprint(folder / "tokenizer")
+    except (OSError, ValueError) as error:
+        yield f"tokenizer: the model's cannot be read: {error}"
+        return
+    if found != layout.tokenizer_fingerprint:
+        yield (
+            f"tokenizer: the shards were compiled with {layout.tokenizer_fingerprint[:12]}…,"
+            f" {folder / 'tokenizer'} is {found[:12]}…"
+        )
+    if layout.vocab_size > model.language.vocab_size:
+        yield (
+            f"vocabulary: the shards hold ids of a vocabulary of {layout.vocab_size},"
+            f" the model embeds {model.language.vocab_size}"
+        )
+
+
+def _picture_faults(layout: RowLayout, model: LlavaConfig) -> Iterator[str]:
+    pairs = [
+        ("image patches", layout.num_patches, model.vision.num_patches),
+        ("image size in pixels", layout.image_size, model.vision.image_size),
+        ("image mean", tuple(layout.image_mean), model.image_mean),
+        ("image std", tuple(layout.image_std), model.image_std),
+    ]
+    for name, ours, theirs in pairs:
+        if not np.allclose(ours, theirs, rtol=0, atol=1e-6):
+            yield f"{name}: the shards were compiled for {ours}, the model has {theirs}"
+
+
+def _length_faults(lengths: NDArray[np.int32], model: LlavaConfig) -> Iterator[str]:
+    longest = int(lengths.max(initial=0))
+    if longest > model.language.max_position_embeddings:
+        yield (
+            f"length: the longest row of the shards has {longest} tokens,"
+            f" the model was made for {model.language.max_position_embeddings}"
+        )

@@ -1,0 +1,38 @@
+"""The lean LLaVA: a CLIP vision tower, a projector and a Llama decoder over samples that lie end to end.
+
+Equal to transformers' `LlavaForConditionalGeneration`; the parameter names are the hub of all converters.
+"""
+
+from trainer.model.config import LanguageConfig, LlavaConfig, ProjectorConfig, VisionConfig
+from trainer.model.folder import (
+    FolderConflict,
+    FolderError,
+    load_config,
+    load_layout,
+    load_model,
+    save_model,
+    tensor_files,
+    whole_folder,
+)
+from trainer.model.initial import initialise
+from trainer.model.inputs import ModelInput
+from trainer.model.llava import LlavaModel, parameter_shapes
+
+__all__ = [
+    "FolderConflict",
+    "FolderError",
+    "LanguageConfig",
+    "LlavaConfig",
+    "LlavaModel",
+    "ModelInput",
+    "ProjectorConfig",
+    "VisionConfig",
+    "initialise",
+    "load_config",
+    "load_layout",
+    "load_model",
+    "parameter_shapes",
+    "save_model",
+    "tensor_files",
+    "whole_folder",
+]

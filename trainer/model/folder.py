@@ -1,0 +1,192 @@
+"""A checkpoint folder of the trainer, and how it is written whole or not at all.
+
+```
+FOLDER/config.json          LlavaConfig
+FOLDER/model.safetensors    the parameters under their own names
+                            (or model-0000i-of-0000n.safetensors with model.safetensors.index.json)
+FOLDER/tokenizer/           tokenizer.json, tokenizer_config.json and what else came with them
+FOLDER/data.json            what the shards were that it was trained on; absent for starting weights
+```
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.model.config import LlavaConfig
+from trainer.model.llava import LlavaModel
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer"
+DATA = "data.json"
+
+
+class FolderError(ValueError):
+    """A model folder that is incomplete or damaged; one sentence."""
+
+
+class FolderConflict(FolderError):
+    """A folder that is to be written and already holds something; one sentence."""
+
+
+def load_model(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+) -> tuple[LlavaModel, LlavaConfig]:
+    """Load a checkpoint folder; memory: the model and one tensor.
+
+    Raises `FolderError` when a file of the folder is missing or unreadable, or when tensors are missing, unknown or
+    of another shape than the config says: all of them are listed.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    if not (folder / TOKENIZER / "tokenizer.json").is_file():
+        raise FolderError(f"{folder} is incomplete: {TOKENIZER}/tokenizer.json is missing")
+    with torch.device("meta"):
+        model = LlavaModel(config, attention)
+    model.to(dtype).to_empty(device=device)
+    fill_parameters(model, folder)
+    return model, config
+
+
+def load_config(folder: Path | str) -> LlavaConfig:
+    """Return the config of a checkpoint folder; `FolderError` when it is missing or does not hold one."""
+    path = Path(folder) / CONFIG
+    try:
+        return LlavaConfig.from_json(path)
+    except OSError as error:
+        raise FolderError(f"{folder} is incomplete: {CONFIG} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FolderError(f"{path}: {place or 'the file'}: {first['msg']}") from error
+
+
+def load_layout(folder: Path | str) -> dict[str, Any] | None:
+    """Return what `data.json` says of the shards the model was trained on; None for starting weights."""
+    path = Path(folder) / DATA
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def fill_parameters(model: LlavaModel, folder: Path) -> None:
+    """Copy the tensors of a folder into a model, one at a time; any mismatch is a `FolderError` that lists it."""
+    files = tensor_files(folder)
+    state = model.state_dict()
+    _refuse(folder, "missing", sorted(state.keys() - files.keys()))
+    _refuse(folder, "unknown", sorted(files.keys() - state.keys()))
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(open_weights(path)) for path in sorted(set(files.values()))}
+        found = {name: tuple(opened[path].get_slice(name).get_shape()) for name, path in files.items()}
+        wrong = [f"{n} {found[n]}, expected {tuple(t.shape)}" for n, t in state.items() if found[n] != tuple(t.shape)]
+        _refuse(folder, "of another shape", wrong)
+        for name, target in state.items():
+            with torch.no_grad():
+                target.copy_(opened[files[name]].get_tensor(name))
+
+
+def open_weights(path: Path) -> safe_open:
+    """Open a safetensors file for reading tensor by tensor; `FolderError` when it is missing or cut short."""
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise FolderError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def tensor_files(folder: Path | str) -> dict[str, Path]:
+    """Return the file that holds each tensor of a folder, by the tensor's name.
+
+    Reads `model.safetensors`, or `model.safetensors.index.json` and the files that it names. Raises `FolderError`
+    when neither is there, or when the index names a file that is missing or does not hold what it says.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).exists():
+        with open_weights(folder / WEIGHTS) as weights:
+            return dict.fromkeys(weights.keys(), folder / WEIGHTS)
+    if not (folder / INDEX).exists():
+        raise FolderError(f"{folder} is incomplete: it holds neither {WEIGHTS} nor {INDEX}")
+    files = {}
+    for name in sorted(set(_index(folder / INDEX).values())):
+        with open_weights(folder / name) as weights:
+            files |= dict.fromkeys(weights.keys(), folder / name)
+    _refuse(folder, f"named in {INDEX} but in none of its files", sorted(_index(folder / INDEX).keys() - files.keys()))
+    return files
+
+
+def _index(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path} is not an index of safetensors files: no weight_map in it") from error
+
+
+def _refuse(folder: Path, what: str, names: list[str]) -> None:
+    if names:
+        raise FolderError(f"{folder}: {len(names)} tensors are {what}: {', '.join(names)}")
+
+
+def save_model(
+    folder: Path | str,
+    state_dict: Mapping[str, Tensor],
+    config: LlavaConfig,
+    tokenizer_dir: Path | str,
+    layout: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder: complete under its name, or not there at all.
+
+    `tokenizer_dir` is a folder with the tokenizer's files, which are copied; `layout` describes the shards that the
+    model was trained on. Raises `FolderConflict` when `folder` exists and is not empty.
+    """
+    with whole_folder(Path(folder)) as unfinished:
+        config.to_json(unfinished / CONFIG)
+        # Views into larger storage (gathered shards, say) would not be saved otherwise.
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state_dict.items()}
+        save_file(tensors, str(unfinished / WEIGHTS), metadata={"format": "pt"})
+        shutil.copytree(tokenizer_dir, unfinished / TOKENIZER)
+        if layout is not None:
+            (unfinished / DATA).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder` to write into; when all went well it is flushed to disk and gets the name.
+
+    After an error nothing is left. Raises `FolderConflict` when `folder` exists and is not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FolderConflict(f"{folder} already exists; give a new folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        _flush([*unfinished.rglob("*"), unfinished])
+        # Renaming onto an empty folder replaces it in one step; onto a full one it fails.
+        unfinished.rename(folder)
+        _flush([folder.parent])
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
