@@ -1,7 +1,6 @@
 """Exports are complete and exact; what others write is read whatever its names."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -255,4 +254,3 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(run, make_checkpoint, tm
     result = run("trainer", "hf", make_checkpoint(vocab_size=390), tmp_path / "hf")
     assert result.exit_code == 5
     assert "the tokenizer has 400 ids, but the embedding table only 390 rows" in result.stderr
-    shutil.rmtree(tmp_path / "checkpoint")

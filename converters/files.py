@@ -1,0 +1,145 @@
+"""Safetensors files, one tensor at a time: memory is one tensor, not one model.
+
+The format (github.com/huggingface/safetensors): eight bytes with the length of the header, least significant first;
+the header, a JSON table of name -> dtype, shape and begin and end of its bytes; then the bytes of all tensors.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from converters.errors import ConversionError
+from trainer.model import FolderError, tensor_files
+from trainer.model.folder import INDEX, WEIGHTS, open_weights
+
+#: Names that safetensors gives to dtypes.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor that is known by name, shape and dtype, and read only when `load` is called."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the values."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def renamed(self, name: str) -> "LazyTensor":
+        """Return the same tensor under another name."""
+        return replace(self, name=name)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "LazyTensor":
+        """Return what `change` makes of the tensor, still unread; `change` must also work on meta tensors."""
+        result = change(torch.empty(self.shape, dtype=self.dtype, device="meta"))
+        load = self.load
+        return replace(self, shape=tuple(result.shape), dtype=result.dtype, load=lambda: change(load()))
+
+
+def read_tensors(folder: Path) -> list[LazyTensor]:
+    """Return the tensors of a folder (`model.safetensors`, or the files of its index), unread.
+
+    Raises `ConversionError` when there are none or a file is missing, damaged or of an unknown dtype.
+    """
+    try:
+        return [_lazy(path, name) for name, path in tensor_files(folder).items()]
+    except FolderError as error:
+        hint = " (pytorch_model.bin is not read: save the model again as safetensors)"
+        raise ConversionError(f"{error}{hint if list(folder.glob('*.bin')) else ''}") from error
+
+
+def _lazy(path: Path, name: str) -> LazyTensor:
+    with open_weights(path) as weights:
+        view = weights.get_slice(name)
+        if view.get_dtype() not in DTYPES:
+            raise ConversionError(f"{path}: {name} is of dtype {view.get_dtype()}, which is not converted")
+        return LazyTensor(name, tuple(view.get_shape()), DTYPES[view.get_dtype()], partial(_read, path, name))
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with open_weights(path) as weights:
+        return weights.get_tensor(name)
+
+
+def write_tensors(folder: Path, tensors: Sequence[LazyTensor], max_shard_bytes: int) -> None:
+    """Write tensors into a folder: `model.safetensors`, or shards with an index when they exceed `max_shard_bytes`."""
+    shards = _cut(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        _write_file(folder / WEIGHTS, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / name, shard)
+        weight_map |= {tensor.name: name for tensor in shard}
+    index = {"metadata": {"total_size": sum(tensor.num_bytes for tensor in tensors)}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _cut(tensors: Iterable[LazyTensor], max_bytes: int) -> list[list[LazyTensor]]:
+    shards: list[list[LazyTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.num_bytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.num_bytes
+    return shards
+
+
+def _write_file(path: Path, tensors: Iterable[LazyTensor]) -> None:
+    # Wide values first, so that each tensor's bytes start at a multiple of its width.
+    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    with path.open("wb") as file:
+        _write_header(file, ordered)
+        for tensor in ordered:
+            _write_values(file, tensor)
+
+
+def _write_header(file: BinaryIO, tensors: Iterable[LazyTensor]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for tensor in tensors:
+        end = begin + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _write_values(file: BinaryIO, tensor: LazyTensor) -> None:
+    values = tensor.load()
+    if tuple(values.shape) != tensor.shape or values.dtype != tensor.dtype:
+        found, expected = f"{tuple(values.shape)} {values.dtype}", f"{tensor.shape} {tensor.dtype}"
+        raise ConversionError(f"{tensor.name}: expected {expected}, found {found}")
+    # As bytes, since numpy has no bfloat16; a number without dimensions needs one for that.
+    file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,68 @@
+"""Starting weights: a CLIP folder and a Llama folder as transformers saves them, and a fresh projector between.
+
+```
+VISION/config.json     CLIPModel or CLIPVisionModel      LANGUAGE/config.json     LlamaForCausalLM
+VISION/*.safetensors                                     LANGUAGE/*.safetensors
+VISION/preprocessor_config.json (mean and deviation)     LANGUAGE/tokenizer.json, tokenizer_config.json
+```
+"""
+
+from pathlib import Path
+
+from converters.files import LazyTensor, read_tensors
+from converters.formats import hf_config
+from converters.formats.hf_tokenizer import check_rows
+from converters.formats.transformers_names import clip_rules, llama_rules
+from converters.hub import Hub, check_shapes, read_tokenizer
+from converters.rules import Rule, to_ours
+from trainer.model import LlavaConfig, ProjectorConfig, initialise, parameter_shapes
+from trainer.model.projector import Projector
+
+_TOWER = "vision_model."
+
+#: The other half of a `CLIPModel`, which LLaVA has no use for.
+_CLIP_TEXT = [
+    Rule("text_model.*", None),
+    Rule("text_projection.weight", None),
+    Rule("visual_projection.weight", None),
+    Rule("logit_scale", None),
+]
+
+#: transformers 5 saves a `CLIPVisionModel` without the prefix.
+_BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+
+
+def read(vision_folder: Path, language_folder: Path, projector_kind: str, seed: int) -> Hub:
+    """Join a tower and a decoder; the projector's weights depend on `seed` and the sizes alone.
+
+    The projector takes the decoder's dtype. Raises `ConversionError` or `UnsupportedError`.
+    """
+    vision = hf_config.to_our_vision(hf_config.load_their_config(vision_folder, ("clip", "clip_vision_model")))
+    theirs = hf_config.load_their_config(language_folder, ("llama",))
+    tied = bool(theirs.tie_word_embeddings)
+    language = hf_config.to_our_language(theirs, theirs.vocab_size, tied)
+    mean, std = hf_config.read_mean_and_std(vision_folder)
+    projector = ProjectorConfig.model_validate({"kind": projector_kind})
+    config = LlavaConfig(vision=vision, projector=projector, language=language, image_mean=mean, image_std=std)
+    tower = [_prefixed(tensor) for tensor in read_tensors(vision_folder)]
+    expected = parameter_shapes(config)
+    of_tower = [name for name in expected if name.startswith("vision.")]
+    of_decoder = [name for name in expected if name.startswith("language.")]
+    decoder = to_ours(read_tensors(language_folder), llama_rules("", tied), of_decoder)
+    tensors = to_ours(tower, [*clip_rules(_TOWER), *_CLIP_TEXT], of_tower)
+    tensors += _fresh_projector(config, seed, decoder[0]) + decoder
+    check_shapes(config, tensors)
+    tokenizer = read_tokenizer(language_folder)
+    check_rows(tokenizer, language.vocab_size)
+    return Hub(config, tensors, tokenizer, data=None)
+
+
+def _prefixed(tensor: LazyTensor) -> LazyTensor:
+    return tensor.renamed(_TOWER + tensor.name) if tensor.name.startswith(_BARE) else tensor
+
+
+def _fresh_projector(config: LlavaConfig, seed: int, like: LazyTensor) -> list[LazyTensor]:
+    projector = Projector(config)
+    initialise(projector, seed)
+    state = projector.to(like.dtype).state_dict()
+    return [LazyTensor(f"projector.{name}", tuple(t.shape), t.dtype, lambda t=t: t) for name, t in state.items()]

@@ -1,0 +1,199 @@
+"""`config.json` of transformers' LLaVA and of its parts, to the trainer's sizes and back.
+
+transformers itself reads the files: they leave out what equals its defaults, and each version names things anew.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig
+
+from converters.errors import ConversionError, UnsupportedError
+from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig, VisionConfig
+
+#: Mean and standard deviation of OpenAI's CLIP, which a folder without image settings was trained with.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: Where an export keeps what the way back needs; transformers carries keys that it does not know.
+RECORD = "llava_prep"
+
+_FEATURES = {"default": "patch", "full": "cls_patch"}
+_STRATEGIES = {ours: theirs for theirs, ours in _FEATURES.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON table; raises `ConversionError` when it is missing or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConversionError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: expected a table, found a {type(content).__name__}")
+    return content
+
+
+def load_their_config(folder: Path, model_types: tuple[str, ...]) -> PretrainedConfig:
+    """Read `config.json` through transformers; raises `UnsupportedError` for another `model_type`."""
+    found = read_json(folder / "config.json").get("model_type")
+    if found not in model_types:
+        raise UnsupportedError(f"{folder}/config.json: model_type is {found!r}, expected {' or '.join(model_types)}")
+    if found in ("clip", "clip_vision_model"):
+        return CLIPVisionConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder)
+
+
+def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str, folder: Path) -> LlavaConfig:
+    """Translate a whole LLaVA config; `vocab_size` is the number of rows that are kept of the embedding table.
+
+    Raises `UnsupportedError` for what the trainer's model does not have.
+    """
+    _require(theirs, {"multimodal_projector_bias": (True, None), "projector_hidden_act": ("gelu", "linear")})
+    if not isinstance(theirs.vision_feature_layer, int):
+        raise UnsupportedError(f"vision_feature_layer {theirs.vision_feature_layer}: several layers are not supported")
+    tied = bool(theirs.tie_word_embeddings or theirs.text_config.tie_word_embeddings)
+    language = to_our_language(theirs.text_config, vocab_size, tied)
+    vision = to_our_vision(theirs.vision_config).model_copy(
+        update={
+            "select_layer": theirs.vision_feature_layer,
+            "select_feature": _FEATURES[theirs.vision_feature_select_strategy],
+        }
+    )
+    mean, std = read_mean_and_std(folder)
+    projector = ProjectorConfig.model_validate({"kind": projector_kind})
+    return LlavaConfig(vision=vision, projector=projector, language=language, image_mean=mean, image_std=std)
+
+
+def to_our_vision(theirs: PretrainedConfig) -> VisionConfig:
+    """Translate a `CLIPVisionConfig`; LLaVA's choice of layer is not part of it and stays at our default."""
+    _require(theirs, {"model_type": ("clip_vision_model",), "num_channels": (3,)})
+    return VisionConfig.model_validate(
+        {
+            "hidden_size": theirs.hidden_size,
+            "intermediate_size": theirs.intermediate_size,
+            "num_layers": theirs.num_hidden_layers,
+            "num_heads": theirs.num_attention_heads,
+            "image_size": theirs.image_size,
+            "patch_size": theirs.patch_size,
+            "layer_norm_eps": theirs.layer_norm_eps,
+            "hidden_act": theirs.hidden_act,
+        }
+    )
+
+
+def to_our_language(theirs: PretrainedConfig, vocab_size: int, tied: bool) -> LanguageConfig:
+    """Translate a `LlamaConfig`."""
+    _require(theirs, {"model_type": ("llama",), "hidden_act": ("silu",), "mlp_bias": (False, None)})
+    return LanguageConfig(
+        vocab_size=vocab_size,
+        hidden_size=theirs.hidden_size,
+        intermediate_size=theirs.intermediate_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        num_kv_heads=theirs.num_key_value_heads or theirs.num_attention_heads,
+        head_dim=getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
+        rope_theta=_rope_theta(theirs),
+        rms_norm_eps=theirs.rms_norm_eps,
+        attention_bias=bool(theirs.attention_bias),
+        tie_embeddings=tied,
+        max_position_embeddings=theirs.max_position_embeddings,
+    )
+
+
+def _rope_theta(theirs: PretrainedConfig) -> float:
+    """transformers 5 has one table `rope_parameters`, 4 has `rope_theta` and an optional `rope_scaling`."""
+    parameters = getattr(theirs, "rope_parameters", None) or getattr(theirs, "rope_scaling", None) or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind != "default":
+        raise UnsupportedError(f"rotary positions of type {kind!r}: only unscaled ones are supported")
+    return float(parameters.get("rope_theta", getattr(theirs, "rope_theta", None) or 10000.0))
+
+
+def _require(theirs: PretrainedConfig, allowed: dict[str, tuple[Any, ...]]) -> None:
+    for key, values in allowed.items():
+        found = getattr(theirs, key, None)
+        if found not in values:
+            expected = " or ".join(repr(value) for value in values if value is not None)
+            raise UnsupportedError(f"{type(theirs).__name__}.{key} is {found!r}; supported is {expected}")
+
+
+def read_mean_and_std(folder: Path) -> tuple[Any, Any]:
+    """Return how pixels are normalised: from either processor file, or CLIP's own figures where there is none."""
+    settings: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").exists():
+        settings = read_json(folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").exists():
+        settings = read_json(folder / "processor_config.json").get("image_processor", {})
+    return tuple(settings.get("image_mean", CLIP_MEAN)), tuple(settings.get("image_std", CLIP_STD))
+
+
+def to_their_config(config: LlavaConfig, ids: dict[str, int], num_rows: int, dtype: str) -> dict[str, Any]:
+    """Return `config.json` of an export.
+
+    `ids` holds `image`, `pad`, `bos` and `eos`; `num_rows` is the exported size of the embedding table. RoPE and the
+    dtype stand there under the names of transformers 4 and of 5.
+    """
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "image_seq_length": config.vision.num_patches,
+        "image_token_index": ids["image"],
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu" if config.projector.kind == "mlp2x_gelu" else "linear",
+        "pad_token_id": ids["pad"],
+        "tie_word_embeddings": config.language.tie_embeddings,
+        "vision_feature_layer": config.vision.select_layer,
+        "vision_feature_select_strategy": _STRATEGIES[config.vision.select_feature],
+        "text_config": _their_language(config.language, ids, num_rows, dtype),
+        "vision_config": _their_vision(config.vision, dtype),
+    }
+
+
+def _their_language(config: LanguageConfig, ids: dict[str, int], num_rows: int, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "vocab_size": num_rows,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": config.attention_bias,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["pad"],
+    }
+
+
+def _their_vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "model_type": "clip_vision_model",
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "layer_norm_eps": config.layer_norm_eps,
+        "hidden_act": config.hidden_act,
+        "projection_dim": config.hidden_size,
+    }

@@ -1,0 +1,168 @@
+"""The files of an export beside weights, config and tokenizer: processor, chat template, generation, model card."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.model import LlavaConfig
+
+#: llava/conversation.py of the original LLaVA, `conv_vicuna_v1`.
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+#: One text and its pictures; a message's content is a string or a list of parts.
+_PARTS = """\
+{%- for message in messages -%}
+  {%- set found = namespace(images='', text='') -%}
+  {%- if message['content'] is string -%}
+    {%- set found.text = message['content'] -%}
+  {%- else -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'image' -%}
+        {%- set found.images = found.images + IMAGE_TEXT -%}
+      {%- elif part['type'] == 'text' -%}
+        {%- set found.text = found.text + part['text'] -%}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+"""
+
+_VICUNA = """\
+{%- if messages[0]['role'] != 'system' -%}
+  {{- SYSTEM + ' ' -}}
+{%- endif -%}
+PARTS  {%- if message['role'] == 'system' -%}
+    {{- found.text + ' ' -}}
+  {%- elif message['role'] == 'user' -%}
+    {{- 'USER: ' + found.images + (found.text | trim if found.images else found.text) + ' ' -}}
+  {%- else -%}
+    {{- 'ASSISTANT: ' + found.text + EOS -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- 'ASSISTANT:' -}}
+{%- endif -%}
+"""
+
+_PLAIN = """\
+PARTS  {%- if message['role'] == 'user' -%}
+    {{- found.images -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def chat_template(template: str, eos_token: str) -> str:
+    """Return the Jinja template that writes prompts as the model was trained on.
+
+    `template` is the name in the shards: `vicuna_v1` as LLaVA-1.5 with its system prompt, or one of the captions'
+    (`plain`, `plain_eos`), whose prompt is the picture alone.
+    """
+    body, image = (_PLAIN, "<image>") if template.startswith("plain") else (_VICUNA, "<image>\n")
+    words = {"PARTS": _PARTS, "IMAGE_TEXT": _quoted(image), "SYSTEM": _quoted(VICUNA_SYSTEM), "EOS": _quoted(eos_token)}
+    for name, text in words.items():
+        body = body.replace(name, text)
+    return body
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def image_processor(config: LlavaConfig, image_fit: str) -> dict[str, Any]:
+    """Return `preprocessor_config.json`: how a picture becomes pixels, as the shards' pictures did.
+
+    `crop` is CLIP's own processor; `pad` is LLaVA's, which pads to a square before it scales.
+    """
+    size = config.vision.image_size
+    settings = {
+        "image_processor_type": "LlavaImageProcessor" if image_fit == "pad" else "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    return settings | ({"do_pad": True} if image_fit == "pad" else {})
+
+
+def processor(config: LlavaConfig) -> dict[str, Any]:
+    """Return `processor_config.json`: how many image tokens a picture takes.
+
+    The count is patches + additional - 1 for `default`: the class token is counted in, then dropped.
+    """
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,
+        "patch_size": config.vision.patch_size,
+        "vision_feature_select_strategy": "default" if config.vision.select_feature == "patch" else "full",
+    }
+
+
+def generation(ids: Mapping[str, int]) -> dict[str, Any]:
+    """Return `generation_config.json`."""
+    return {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"], "do_sample": False}
+
+
+def model_card(config: LlavaConfig, data: Mapping[str, Any] | None, num_trained_rows: int, image_fit: str) -> str:
+    """Return `README.md`."""
+    vision, language = config.vision, config.language
+    facts = {
+        "tower": f"{vision.num_layers} layers, {vision.hidden_size} wide, {vision.image_size} pixels in patches of "
+        f"{vision.patch_size}; hidden state {vision.select_layer} gives {vision.num_patches} vectors a picture",
+        "projector": config.projector.kind,
+        "decoder": f"{language.num_layers} layers, {language.hidden_size} wide, {language.num_heads} heads "
+        f"({language.num_kv_heads} of keys and values)",
+        "embeddings": f"{num_trained_rows} trained rows; those behind (`<image>`, `<pad>`, filling) are their mean",
+        "pictures": f"{image_fit} to a square",
+    }
+    trained_on = data or {"shards": "not known: starting weights, or converted from another program's"}
+    return _CARD.format(facts=_table(facts), data=_table(trained_on))
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = [f"| {key} | {value} |" for key, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# A LLaVA model
+
+Exported by llava-prep.
+
+{facts}
+
+```python
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "."
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is shown?"}}]}}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(images=Image.open("picture.png"), text=prompt, return_tensors="pt")
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+
+## What it was trained on
+
+The shards' fingerprint: a model and shards, or a model and prompts, fit together only where these agree.
+
+{data}
+"""
