@@ -75,7 +75,7 @@ def test_no_control_id_that_the_structure_did_not_put_there(encoder, question, a
     ids = np.delete(sample.ids, np.arange(sample.image_start, sample.image_start + 4))
     assert (ids == encoder.bos_id).sum() == (ids == encoder.eos_id).sum() == 1
     assert 0 not in ids
-    learned = joined(encoder, sample.ids[sample.trained][:-1])
+    learned = joined(encoder, sample.ids[sample.trained][:-1].tolist())
     assert learned == " " + answer.replace("▁", " ")
 
 

@@ -69,20 +69,24 @@ def test_a_row_holds_one_token_more_than_its_slots():
     assert row.length == 10 and feature(row.data, "labels")[9] == 13
 
 
+def never(_: Conversation) -> Sample:
+    raise AssertionError("only splitting encodes again")
+
+
 def test_truncation_cuts_the_end_and_never_leaves_nothing_to_learn():
     layout = layout_of(10)
-    (cut,) = shorten(Conversation("7"), straight(30, 10), layout, "truncate", None)
+    (cut,) = shorten(Conversation("7"), straight(30, 10), layout, "truncate", never)
     assert len(cut.ids) == 11 and cut.num_trained == 1
     with pytest.raises(Refusal, match="no_room_for_an_answer: the answer begins at token 11, a row holds 11"):
-        shorten(Conversation("7"), straight(30, 11), layout, "truncate", None)
+        shorten(Conversation("7"), straight(30, 11), layout, "truncate", never)
 
 
 def test_dropping_names_the_length():
     with pytest.raises(Refusal, match="too_long: 30 tokens; a row holds 11"):
-        shorten(Conversation("7"), straight(30, 3), layout_of(10), "drop", None)
+        shorten(Conversation("7"), straight(30, 3), layout_of(10), "drop", never)
     hole = replace(straight(30, 20), attended=np.arange(30) % 9 != 3)
     with pytest.raises(Refusal, match="30 tokens, 5 of them the hole of its dummy picture"):
-        shorten(Conversation("7"), hole, layout_of(10), "drop", None)
+        shorten(Conversation("7"), hole, layout_of(10), "drop", never)
 
 
 @pytest.fixture(scope="module")
