@@ -154,7 +154,8 @@ def _write_settings(hub: Hub, folder: Path, ids: dict[str, int], template: str, 
     jinja = hf_files.chat_template(template, _eos(hub))
     (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     _write_json(folder / "chat_template.json", {"chat_template": jinja})
-    card = hf_files.model_card(hub.config, hub.data, hub.config.language.vocab_size, image_fit)
+    legacy = hf_tokenizer.is_legacy(hub.tokenizer)
+    card = hf_files.model_card(hub.config, hub.data, hub.config.language.vocab_size, image_fit, legacy)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -114,8 +114,10 @@ def generation(ids: Mapping[str, int]) -> dict[str, Any]:
     return {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"], "do_sample": False}
 
 
-def model_card(config: LlavaConfig, data: Mapping[str, Any] | None, num_trained_rows: int, image_fit: str) -> str:
-    """Return `README.md`."""
+def model_card(
+    config: LlavaConfig, data: Mapping[str, Any] | None, num_trained_rows: int, image_fit: str, legacy: bool
+) -> str:
+    """Return `README.md`. `legacy` is the tokenizer's setting in training; an export always has it true."""
     vision, language = config.vision, config.language
     facts = {
         "tower": f"{vision.num_layers} layers, {vision.hidden_size} wide, {vision.image_size} pixels in patches of "
@@ -125,6 +127,10 @@ def model_card(config: LlavaConfig, data: Mapping[str, Any] | None, num_trained_
         f"({language.num_kv_heads} of keys and values)",
         "embeddings": f"{num_trained_rows} trained rows; those behind (`<image>`, `<pad>`, filling) are their mean",
         "pictures": f"{image_fit} to a square",
+        "prompts of one turn": "the ids of training",
+        "later turns": "the ids of training"
+        if legacy
+        else "open with `▁USER`; in training (`legacy: false`) with `USER`",
     }
     trained_on = data or {"shards": "not known: starting weights, or converted from another program's"}
     return _CARD.format(facts=_table(facts), data=_table(trained_on))

@@ -57,6 +57,11 @@ def extend(files: Mapping[str, bytes], chat_template: str) -> Extended:
     return Extended(out, {"image": ids[IMAGE], "pad": ids[PAD], **special_ids}, max(ids.values()) + 1, undo)
 
 
+def is_legacy(files: Mapping[str, bytes]) -> bool:
+    """Return whether text behind `</s>` opens with `▁`; transformers treats a missing key as true."""
+    return _parse(files, "tokenizer_config.json").get("legacy") is not False
+
+
 def restore(files: Mapping[str, bytes], undo: Mapping[str, Any] | None) -> dict[str, bytes]:
     """Take `extend` back; without its record (an export of another program) only what can be known."""
     tokenizer, config = _parse(files, "tokenizer.json"), _parse(files, "tokenizer_config.json")

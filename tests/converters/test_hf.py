@@ -151,6 +151,7 @@ def test_the_model_card_carries_the_fingerprint(exported):
     card = (exported / "README.md").read_text()
     assert "ab" * 32 in card
     assert "400 trained rows" in card
+    assert "| later turns | open with `▁USER`; in training (`legacy: false`) with `USER` |" in card
 
 
 def test_a_sharded_export_loads(run, make_checkpoint, tmp_path):
