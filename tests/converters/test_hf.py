@@ -110,7 +110,7 @@ def test_the_exports_pixels_are_those_of_training(run, make_checkpoint, tmp_path
     processor = AutoProcessor.from_pretrained(tmp_path / "hf", local_files_only=True)
     theirs = processor.image_processor(Image.open(tmp_path / "picture.png"), return_tensors="np")["pixel_values"][0]
     mean, std = (np.array(processor.image_processor.to_dict()[key]) for key in ("image_mean", "image_std"))
-    ours = (load_image(tmp_path / "picture.png", 12, fit, pad_colour(mean)) / 255 - mean) / std
+    ours = (load_image(tmp_path / "picture.png", 12, fit, pad_colour(mean.tolist())) / 255 - mean) / std
     np.testing.assert_allclose(theirs, ours.transpose(2, 0, 1), rtol=0, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -139,24 +140,33 @@ def test_large_shards_are_closed_and_another_begun(workspace):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_interrupted_runs_leave_whole_shards_and_finish_identically(workspace, command, sent):
-    path = mixture(workspace, 6000)
+    path = mixture(workspace, 12_000)
     clean = workspace.job(path, output="clean")
     run_job(clean, 2, quiet)
-    words = _words(workspace)
-    interrupted = 0
+    folder, words = workspace.root / "data/h5/phase2", _words(workspace)
     random_moments = random.Random(int(sent))
+    interrupted = 0
     for _ in range(20 if FULL else 2):
+        if (folder / "manifest.json").exists():
+            shutil.rmtree(folder)
         process = command(*words, start=True)
-        time.sleep(random_moments.uniform(1.0, 2.5))
+        _wait_for_a_task(folder, process)
+        time.sleep(random_moments.uniform(0, 0.1))
         process.send_signal(sent)
         process.communicate(timeout=60)
         interrupted += process.returncode in (-sent, 143, 130)
-        whole = hashes(workspace.root / "data/h5/phase2")
-        assert whole.items() <= hashes(clean.output).items()
+        assert hashes(folder).items() <= hashes(clean.output).items()
     done = command(*words)
     assert done.returncode == 0, done.stderr
-    assert hashes(workspace.root / "data/h5/phase2") == hashes(clean.output)
+    assert hashes(folder) == hashes(clean.output)
     assert interrupted > 0
+
+
+def _wait_for_a_task(folder, process):
+    """Wait until one more task is done than before the process began."""
+    before = len(list(folder.glob(".tasks/0*.json")))
+    while process.poll() is None and len(list(folder.glob(".tasks/0*.json"))) <= before:
+        time.sleep(0.005)
 
 
 def _words(workspace):
