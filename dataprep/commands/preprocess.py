@@ -73,7 +73,8 @@ def command(
     if not accounting.balanced():
         raise AssertionError(f"records do not add up: {accounting}")
     values = _report(root / "reports", path, dataset, options, accounting)
-    result(values, as_json, _summary(values, options, root, path, number))
+    typed_root = ["--root", str(root)] if context.obj else []
+    result(values, as_json, _summary(values, options, root, path, typed_root, number))
     if len(accounting.refused) > max_refused * accounting.records:
         share = f"{len(accounting.refused)} of {accounting.records}"
         say(f"llava-prep: {share} records refused: more than {max_refused:.2%}")
@@ -157,7 +158,7 @@ def _report(folder: Path, output: Path, dataset: Dataset, options: Options, acco
     return values
 
 
-def _summary(values: dict, options: Options, root: Path, output: Path, phase: int) -> str:
+def _summary(values: dict, options: Options, root: Path, output: Path, typed_root: list[str], phase: int) -> str:
     refused = [(f"  refused: {reason}", count) for reason, count in values["refused"].items()]
     rules = [(f"  normalised: {rule}", count) for rule, count in values["normalised"].items()]
     rows = [("records", values["records"]), ("  written", values["written"]), *refused]
@@ -165,7 +166,7 @@ def _summary(values: dict, options: Options, root: Path, output: Path, phase: in
     text = f"{output}\n{table(rows)}"
     if values["refused"]:
         text += f"\nwhich ones: {root / 'reports' / (output.stem + '.refused.jsonl')}"
-    command = ["llava-prep", "to-h5", "--phase", str(phase)]
+    command = ["llava-prep", *typed_root, "to-h5", "--phase", str(phase)]
     if options.image_root != root.absolute():
         command += ["--input", str(output), "--image-dir", str(options.image_root)]
     elif output.parent != root / "jsonl" / f"phase{phase}":

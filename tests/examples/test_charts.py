@@ -37,9 +37,9 @@ def read_chart(path: Path) -> charts.Chart:
 
 def expected_answer(chart: charts.Chart, question: str) -> str:
     tops = dict(zip(chart.colours, chart.heights, strict=True))
-    compared = re.fullmatch(r"Is the (\w+) bar taller than the (\w+) bar\?", question)
-    if compared:
-        return "Yes" if tops[compared[1]] > tops[compared[2]] else "No"
+    beside = re.fullmatch(r"Which colour is right of the (\w+) bar\?", question)
+    if beside:
+        return chart.colours[chart.colours.index(beside[1]) + 1]
     return {
         "Which colour is the tallest bar?": max(tops, key=tops.get),
         "Which colour is the shortest bar?": min(tops, key=tops.get),
@@ -61,7 +61,7 @@ def true_of(chart: charts.Chart, sentence: str) -> bool:
     """Check one sentence of a caption against the chart that the pixels show."""
     words = sentence.replace(",", "").split()
     if sentence.startswith("From left to right"):
-        return tuple(words[7:]) == chart.colours
+        return tuple(words[7::2]) == chart.colours and tuple(map(int, words[8::2])) == chart.heights
     if sentence.startswith("There are"):
         return int(words[2]) == len(chart.colours)
     tops = dict(zip(chart.colours, chart.heights, strict=True))

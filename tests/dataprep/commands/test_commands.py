@@ -24,9 +24,11 @@ def chart_folder(root):
 def test_both_commands_work_as_typed_in_a_workspace(workspace, command):
     chart_folder(workspace.root)
     (workspace.root / "llava-prep.yaml").write_text(f"tokenizer: {workspace.tokenizer}\n")
-    done = command("preprocess", "--dataset", "chartqa")
+    words = ["preprocess", "--dataset", "chartqa"]
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "next: llava-prep to-h5 --phase 2\n" in done.stdout
+    assert "next: llava-prep --root data to-h5 --phase 2\n" in command("--root", "data", *words).stdout
     lines = (workspace.root / "data/jsonl/phase2/chartqa.jsonl").read_bytes().splitlines()
     assert json.loads(lines[0])["image"] == "raw/chartqa/ChartQA Dataset/train/png/0.png"
     done = command("to-h5", "--phase", 2)
