@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 -m "not long"
+	$(BIN)/python -m pytest -q -n 2
 
 # The full number of every proof by number; `make test` runs a sample of each.
 test-long: $(INSTALLED)

@@ -10,8 +10,7 @@ can be read in one sane way only is normalised, and the rule's name is counted.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,24 +155,6 @@ def _validate_image_tags(conversation: Conversation) -> None:
 def encode_line(conversation: Conversation) -> bytes:
     """Return the jsonl line of a conversation, UTF-8, ending in a newline."""
     return _encoder.encode(conversation) + b"\n"
-
-
-def write_jsonl(path: Path, conversations: Iterable[Conversation]) -> int:
-    """Write a jsonl file under a temporary name, then rename it; return the number of lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        with open(temporary, "wb") as file:
-            for count, conversation in enumerate(conversations, 1):  # noqa: B007
-                file.write(encode_line(conversation))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return count
 
 
 def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 from collections import Counter
@@ -12,11 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from dataprep.conversation import encode_line
 from dataprep.datasets import DATASETS
 from dataprep.datasets.base import Dataset, Item, Options, Part, Refused, Written
-from dataprep.shards.writer import sync_folder
+from dataprep.shards.writer import whole_file
 
 
 @dataclass
@@ -74,18 +75,11 @@ def convert(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     parts = dataset.parts(source, options)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        if limit is not None or min(workers, len(parts)) <= 1:
-            items = (item for part in parts for item in dataset.read(part, options))
-            accounting = _write(_limited(items, limit), temporary, progress)
-        else:
-            accounting = _write_parts(dataset.name, parts, options, temporary, workers, progress)
-        os.replace(temporary, output)
-        sync_folder(output.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return accounting
+    with whole_file(output) as file:
+        if limit is None and min(workers, len(parts)) > 1:
+            return _write_parts(dataset.name, parts, options, output, file, workers, progress)
+        items = (item for part in parts for item in dataset.read(part, options))
+        return _write(_limited(items, limit), file, progress)
 
 
 def _limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:
@@ -100,43 +94,43 @@ def _limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:
                 break
 
 
-def _write(items: Iterable[Item], path: Path, progress: Callable[[int], None]) -> Accounting:
+def _write(items: Iterable[Item], file: BinaryIO, progress: Callable[[int], None]) -> Accounting:
     accounting = Accounting()
     items = iter(items)
-    with open(path, "wb") as file:
-        while block := list(islice(items, 256)):
-            before = accounting.records
-            for item in block:
-                accounting.count(item)
-                if isinstance(item, Written):
-                    file.write(encode_line(item.conversation))
-            progress(accounting.records - before)
-        file.flush()
-        os.fsync(file.fileno())
+    while block := list(islice(items, 256)):
+        before = accounting.records
+        for item in block:
+            accounting.count(item)
+            if isinstance(item, Written):
+                file.write(encode_line(item.conversation))
+        progress(accounting.records - before)
     return accounting
 
 
 def _write_parts(
-    name: str, parts: list[Part], options: Options, output: Path, workers: int, progress: Callable[[int], None]
+    name: str,
+    parts: list[Part],
+    options: Options,
+    output: Path,
+    joined: BinaryIO,
+    workers: int,
+    progress: Callable[[int], None],
 ) -> Accounting:
     """Write each part in a worker to a file of its own, then join the files in the order of the parts."""
     total = Accounting()
-    pieces = [output.with_name(f"{output.name}.{index}") for index in range(len(parts))]
     context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(workers, len(parts)), context, _quiet) as pool, open(output, "wb") as joined:
-            counts = pool.map(_write_part, [name] * len(parts), parts, [options] * len(parts), pieces)
-            for piece, accounting in zip(pieces, counts, strict=True):
-                with open(piece, "rb") as file:
-                    shutil.copyfileobj(file, joined)
-                piece.unlink()
-                total.add(accounting)
-                progress(accounting.records)
-            joined.flush()
-            os.fsync(joined.fileno())
-    finally:
-        for piece in pieces:
-            piece.unlink(missing_ok=True)
+    with (
+        TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder,
+        ProcessPoolExecutor(min(workers, len(parts)), context, _quiet) as pool,
+    ):
+        pieces = [Path(folder, str(index)) for index in range(len(parts))]
+        counts = pool.map(_write_part, [name] * len(parts), parts, [options] * len(parts), pieces)
+        for piece, accounting in zip(pieces, counts, strict=True):
+            with open(piece, "rb") as file:
+                shutil.copyfileobj(file, joined)
+            piece.unlink()
+            total.add(accounting)
+            progress(accounting.records)
     return total
 
 
@@ -145,4 +139,5 @@ def _quiet() -> None:
 
 
 def _write_part(name: str, part: Part, options: Options, path: Path) -> Accounting:
-    return _write(DATASETS[name].read(part, options), path, lambda _: None)
+    with open(path, "wb") as file:
+        return _write(DATASETS[name].read(part, options), file, lambda _: None)

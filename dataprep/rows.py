@@ -15,9 +15,6 @@ from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn
 from dataprep.encoding import Sample
 from dataprep.shards.layout import FEATURES, Row, RowLayout, Source
 
-#: What may be done with a sample that is longer than the row.
-OVERLONG = ("truncate", "drop", "split")
-
 
 def lay_out(sample: Sample, layout: RowLayout, img_path: str | None, source: Source) -> Row:
     """Lay one sample out as a row.
@@ -61,7 +58,7 @@ def shorten(
     """Make what fits of a sample that does not.
 
     Args:
-        policy: one of `OVERLONG`.
+        policy: `truncate` (cut the end off), `drop` (refuse) or `split` (cut between turns).
         make: encodes a conversation, for `split`.
 
     Raises:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -116,16 +118,17 @@ class ShardWriter:
         return content.hexdigest()
 
 
-def publish(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that the file is whole or absent, whatever happens in between.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; it gets the name `path` when the block ends well, and nothing is left when it does not.
 
     Raises:
-        OSError: errno 28 where the disk is full; nothing is left behind.
+        OSError: errno 28 where the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -133,6 +136,12 @@ def publish(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that the file is whole or absent, whatever happens in between."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def sync_folder(folder: Path) -> None:
