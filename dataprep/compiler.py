@@ -65,6 +65,10 @@ class Tally:
         return self.records == self.written + self.num_refused + self.deduplicated
 
 
+class LayoutError(ValueError):
+    """A config and a tokenizer that no row can be made of."""
+
+
 class Result(NamedTuple):
     """What a task made."""
 
@@ -83,7 +87,7 @@ def find_layout(config: CompileConfig, encoder: TextEncoder) -> RowLayout:
     """Find where the picture stands by rendering and encoding; it is never typed in.
 
     Raises:
-        ValueError: the row is too short for prompt and picture, or the vocabulary too large for the dtype.
+        LayoutError: the row is too short for prompt and picture, or the vocabulary too large for the dtype.
     """
     num_patches = config.image.num_patches
     template = TEMPLATES[config.template]
@@ -95,12 +99,12 @@ def find_layout(config: CompileConfig, encoder: TextEncoder) -> RowLayout:
         hidden = ~encode(template.render(text_only, encoder.legacy), encoder, num_patches).attended
         hole_start, hole_length = int(hidden.argmax()), int(hidden.sum())
     if shown.image_start + num_patches >= config.max_seq_length:
-        raise ValueError(
+        raise LayoutError(
             f"max_seq_length {config.max_seq_length}: the prompt and {num_patches} image slots take"
             f" {shown.image_start + num_patches}, which leaves no room for an answer"
         )
     if config.dtype == "uint16" and encoder.vocab_size > 1 << 16:
-        raise ValueError(f"dtype uint16: the vocabulary has {encoder.vocab_size} ids; use int32")
+        raise LayoutError(f"dtype uint16: the vocabulary has {encoder.vocab_size} ids; use int32")
     return RowLayout(
         max_seq_length=config.max_seq_length,
         num_patches=num_patches,
@@ -193,7 +197,7 @@ class Compiler:
         except Refusal as refusal:
             return _refuse(result, source, refusal)
         except ImageFault as fault:
-            return _refuse(result, source, Refusal(fault.reason, str(fault), source.id))
+            return _refuse(result, source, Refusal(fault.reason, str(fault), source.id), image=conversation.image)
         result.tally.normalised.update(rules)
         return _Pending(conversation, spans, source)
 
@@ -222,8 +226,8 @@ def _lines(task: Task) -> Iterator[tuple[bytes, Source]]:
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, Source(segment.name, number, "")
 
 
-def _refuse(result: Result, source: Source, refusal: Refusal) -> None:
+def _refuse(result: Result, source: Source, refusal: Refusal, **more: str | None) -> None:
     result.tally.refused[refusal.reason] += 1
     record_id = refusal.record_id or source.id
     entry = {"reason": refusal.reason, "detail": refusal.detail, "file": source.file, "line": source.line}
-    result.refusals.append({**entry, "id": record_id})
+    result.refusals.append({**entry, "id": record_id, **more})

@@ -23,6 +23,9 @@ MAX_LINE_BYTES = 16 << 20
 MAX_ID_CHARS = 512
 MAX_PATH_CHARS = 1024
 
+#: What shards hold as the path of a row without a picture, so no picture may be called that.
+NO_IMAGE_KEY = "None"
+
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
     """One side's words. `role` is `from` in the file: human or gpt."""
@@ -40,7 +43,7 @@ class Conversation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refusal(Exception):
-    """A record that cannot be trained on. `reason` is one of `REASONS`, `rules` what was normalised before."""
+    """A record that cannot be trained on. `reason` is one of `REASONS`, `detail` what was found."""
 
     def __init__(self, reason: str, detail: str, record_id: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -106,6 +109,8 @@ def parse(line: bytes) -> tuple[Conversation, list[str]]:
         rules = rules or _null_image(line)
     if conversation.image is not None and not 0 < len(conversation.image) <= MAX_PATH_CHARS:
         raise Refusal("bad_image_key", f"{len(conversation.image)} characters", conversation.id)
+    if conversation.image == NO_IMAGE_KEY:
+        raise Refusal("bad_image_key", f"{NO_IMAGE_KEY!r} marks rows without a picture", conversation.id)
     if len(conversation.id) > MAX_ID_CHARS:
         raise Refusal("bad_id", f"{len(conversation.id)} characters", conversation.id[:MAX_ID_CHARS])
     return conversation, rules

@@ -18,7 +18,14 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
-from dataprep.shards.fingerprint import legacy, read_tokenizer_files, special_token, tokenizer_fingerprint
+from dataprep.shards.fingerprint import (
+    BLANK_RULE,
+    legacy,
+    read_tokenizer_files,
+    special_token,
+    text_rules,
+    tokenizer_fingerprint,
+)
 from dataprep.templates import Kind, Span
 
 BLANK = "▁"
@@ -167,6 +174,12 @@ def _no_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _refuse_unsafe(files: dict[str, Any], folder: Path) -> None:
     """Check what the recipe stands on; a tokenizer of another kind would be silently inexact."""
+    kind, rules = files["model"].get("type"), text_rules(files)
+    if kind != "BPE" or rules != [BLANK_RULE]:
+        raise TokenizerError(
+            f"{folder}: a {kind} tokenizer with the text rules {str(rules)[:200]};"
+            f" this template needs a Llama-type one: BPE, and nothing but {BLANK_RULE!r}"
+        )
     crossing = [piece for piece in files["model"]["vocab"] if BLANK in piece.lstrip(BLANK)]
     if crossing:
         raise TokenizerError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataprep.errors import CommandError
-
-FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+from dataprep.shards.fingerprint import TOKENIZER_FILES
 
 
 def tokenizer_folder(path_or_id: str) -> Path:
@@ -25,7 +24,7 @@ def tokenizer_folder(path_or_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=FILES))
+        return Path(snapshot_download(path_or_id, allow_patterns=[*TOKENIZER_FILES, "tokenizer.model"]))
     except Exception as error:  # the hub's client raises its own, requests' and the OS's errors
         reason = str(error).strip().partition("\n")[0]
         raise CommandError(

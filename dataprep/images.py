@@ -57,8 +57,7 @@ def check_image(path: Path, check: str) -> None:
     """
     if check == "none":
         return
-    if not path.is_file():
-        raise ImageFault("missing_image", f"{path}: no such file")
+    _require_file(path)
     if check == "header":
         _open(path).close()
     elif check == "decode":
@@ -77,8 +76,7 @@ def load_image(path: Path, size: int, fit: str, colour: tuple[int, int, int]) ->
     Raises:
         ImageFault: as `check_image`.
     """
-    if not path.is_file():
-        raise ImageFault("missing_image", f"{path}: no such file")
+    _require_file(path)
     picture = _decode(path)
     fitted = _pad(picture, size, colour) if fit == "pad" else _crop(picture, size)
     return np.asarray(fitted)
@@ -93,6 +91,15 @@ def pad_colour(mean: Sequence[float]) -> tuple[int, int, int]:
 def dummy_image(size: int, colour: tuple[int, int, int]) -> UInt8[np.ndarray, "size size 3"]:
     """Return the one picture that stands in a text-only row's hole: the padding colour, never decoded."""
     return np.full((size, size, 3), colour, dtype=np.uint8)
+
+
+def _require_file(path: Path) -> None:
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name too long for any file, a folder that may not be entered
+        raise ImageFault("unreadable_image", f"{path}: {error.strerror}") from None
+    if not found:
+        raise ImageFault("missing_image", f"{path}: no such file")
 
 
 def _open(path: Path) -> Image.Image:

@@ -12,18 +12,17 @@ tokenizer/            the tokenizer's files, so that the shards can be read back
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataprep.compiler import Result, Tally
 from dataprep.errors import CommandError, Exit
 from dataprep.plan import Task
+from dataprep.shards.fingerprint import TOKENIZER_FILES
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
-from dataprep.shards.reader import MANIFEST_NAME
+from dataprep.shards.reader import MANIFEST_NAME, file_sha256
 from dataprep.shards.writer import publish
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class OutputFolder:
@@ -44,7 +43,9 @@ class OutputFolder:
     def _claim(self, identity: dict[str, Any]) -> None:
         path = self.tasks / "run.json"
         if path.is_file():
-            before = json.loads(path.read_text("utf-8"))
+            before = _read(path)
+            if before is None:
+                raise CommandError(f"{path}: damaged; delete {self.folder} and start anew", Exit.CONFLICT)
             changed = list(_differences(before, json.loads(json.dumps(identity))))
             if changed:
                 raise CommandError(
@@ -60,17 +61,24 @@ class OutputFolder:
         self.tasks.mkdir(parents=True, exist_ok=True)
         publish(path, _json(identity))
 
-    def done(self, task: Task) -> dict[str, Any] | None:
-        """Return the record of a finished task whose shards are all there, or None."""
-        path = self._record_path(task)
-        if not path.is_file():
+    def done(self, task: Task, good: Callable[[str], bool]) -> dict[str, Any] | None:
+        """Return the record of a finished task, or None if there is something to do.
+
+        That is so where a shard is missing or damaged, or where a picture that was refused can be used now.
+
+        Args:
+            good: says of an image key whether its picture can be used.
+        """
+        record = _read(self._record_path(task))
+        if record is None or not all(self._whole(shard) for shard in record["shards"]):
             return None
-        record = json.loads(path.read_text("utf-8"))
-        for shard in record["shards"]:
-            file = self.folder / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                return None
+        if any(good(refusal["image"]) for refusal in record["refusals"] if "image" in refusal):
+            return None
         return record
+
+    def _whole(self, shard: dict[str, Any]) -> bool:
+        file = self.folder / shard["file"]
+        return file.is_file() and file_sha256(file) == shard["sha256"]
 
     def save(self, task: Task, result: Result) -> dict[str, Any]:
         """Publish a task's shards, then the record that says they are whole."""
@@ -189,6 +197,15 @@ def _short(value: Any) -> str:
         return f"{len(value)} entries"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a file of ours holds, None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _json(value: Any, indent: int | None = 1) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -20,7 +19,7 @@ import filelock
 from dataprep.compiler import Compiler, Tally, find_layout
 from dataprep.config import CompileConfig
 from dataprep.encoding import TextEncoder
-from dataprep.errors import CommandError, Exit
+from dataprep.errors import NO_SPACE, CommandError, Exit
 from dataprep.output import OutputFolder
 from dataprep.plan import InputFile, Task, plan, survey
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
@@ -46,7 +45,15 @@ Progress = Callable[[int, int], None]
 
 
 def input_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Survey the inputs; their names are the shortest that tell them apart."""
+    """Survey the inputs; they go by their names, or by their paths where two have the same name.
+
+    Raises:
+        CommandError: a file is named twice, so its records would be too.
+    """
+    places = [path.resolve() for path in paths]
+    twice = [str(path) for index, path in enumerate(paths) if places[index] in places[:index]]
+    if twice:
+        raise CommandError(f"--input names a file twice: {', '.join(twice)}")
     names = [path.name for path in paths]
     unique = len(set(names)) == len(names)
     return [survey(path, path.name if unique else str(path)) for path in paths]
@@ -61,18 +68,24 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
     Raises:
         CommandError: folder conflict (4), no space (6).
     """
-    job.output.mkdir(parents=True, exist_ok=True)
-    with _locked(job.output):
-        files = input_files(job.inputs)
-        started(sum(file.num_lines for file in files))
-        layout = find_layout(job.config, TextEncoder(job.tokenizer))
-        identity = _identity(job, files, layout)
-        output = OutputFolder(job.output, identity)
-        tasks = plan(files, job.config.shard_rows)
-        with _space(job.output):
-            records = _compile_missing(job, output, tasks, workers, progress)
-            output.keep_tokenizer(job.tokenizer)
-            tally = output.finish([records[task.index] for task in tasks], layout, identity)
+    with _space(job.output):
+        job.output.mkdir(parents=True, exist_ok=True)
+        with _locked(job.output):
+            return _run_locked(job, workers, progress, started)
+
+
+def _run_locked(job: Job, workers: int, progress: Progress, started: Callable[[int], None]) -> Tally:
+    files = input_files(job.inputs)
+    started(sum(file.num_lines for file in files))
+    layout = find_layout(job.config, TextEncoder(job.tokenizer))
+    identity = _identity(job, files, layout)
+    output = OutputFolder(job.output, identity)
+    tasks = plan(files, job.config.shard_rows)
+    records = _compile_missing(job, output, tasks, workers, progress)
+    if not any(record["tally"]["records"] for record in records.values()):
+        raise CommandError(f"no records in {', '.join(map(str, job.inputs))}")
+    output.keep_tokenizer(job.tokenizer)
+    tally = output.finish([records[task.index] for task in tasks], layout, identity)
     if not tally.balanced():
         raise AssertionError(f"records do not add up: {tally}")
     return tally
@@ -91,7 +104,9 @@ def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[s
 def _compile_missing(
     job: Job, output: OutputFolder, tasks: Sequence[Task], workers: int, progress: Progress
 ) -> dict[int, dict[str, Any]]:
-    records = {task.index: record for task in tasks if (record := output.done(task))}
+    pictures = make_verdicts(job)
+    records = {task.index: record for task in tasks if (record := output.done(task, pictures.good))}
+    pictures.flush()
     missing = [task for task in tasks if task.index not in records]
     before = [Tally.from_dict(record["tally"]) for record in records.values()]
     refused = sum(tally.num_refused for tally in before)
@@ -118,10 +133,15 @@ def _run_here(job: Job, output: OutputFolder, tasks: Sequence[Task], workers: in
         advanced.clear()
 
 
-def make_compiler(job: Job, progress: Callable[[int], None] = lambda _: None, remember: bool = True) -> Compiler:
-    """Return the compiler of a job; `remember`: share what is known of pictures through the output folder."""
+def make_verdicts(job: Job, remember: bool = True) -> ImageVerdicts:
+    """Return the verdicts on a job's pictures; `remember`: share them through the output folder."""
     store = job.output / ".pictures.sqlite" if remember else None
-    return Compiler(job.config, job.tokenizer, ImageVerdicts(job.image_root, job.config.check_images, store), progress)
+    return ImageVerdicts(job.image_root, job.config.check_images, store)
+
+
+def make_compiler(job: Job, progress: Callable[[int], None] = lambda _: None, remember: bool = True) -> Compiler:
+    """Return the compiler of a job."""
+    return Compiler(job.config, job.tokenizer, make_verdicts(job, remember), progress)
 
 
 def _run_in_workers(job: Job, output: OutputFolder, tasks: Sequence[Task], workers: int) -> Iterator[Report]:
@@ -209,7 +229,7 @@ def _space(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_SPACE:
             raise CommandError(
                 f"{folder}: no space left; finished shards are kept, run the same command again with more space",
                 Exit.NO_SPACE,

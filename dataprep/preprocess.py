@@ -17,6 +17,7 @@ from typing import BinaryIO
 from dataprep.conversation import encode_line
 from dataprep.datasets import DATASETS
 from dataprep.datasets.base import Dataset, Item, Options, Part, Refused, Written
+from dataprep.errors import CommandError
 from dataprep.shards.writer import whole_file
 
 
@@ -72,14 +73,23 @@ def convert(
     Args:
         limit: write at most so many conversations (for a trial); read in one process then.
         progress: called with the number of raw records since the last call.
+
+    Raises:
+        CommandError: there is no record.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     parts = dataset.parts(source, options)
     with whole_file(output) as file:
         if limit is None and min(workers, len(parts)) > 1:
-            return _write_parts(dataset.name, parts, options, output, file, workers, progress)
-        items = (item for part in parts for item in dataset.read(part, options))
-        return _write(_limited(items, limit), file, progress)
+            accounting = _write_parts(dataset.name, parts, options, output, file, workers, progress)
+        else:
+            items = (item for part in parts for item in dataset.read(part, options))
+            accounting = _write(_limited(items, limit), file, progress)
+        if not accounting.records:
+            raise CommandError(f"no records in {source}")
+    if not accounting.balanced():
+        raise AssertionError(f"records do not add up: {accounting}")
+    return accounting
 
 
 def _limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:

@@ -45,9 +45,20 @@ class ImageVerdicts:
     def flush(self) -> None:
         """Hand what was found to the other workers."""
         if self._store is not None and self._fresh:
-            with self._store:
-                self._store.executemany("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?)", self._fresh)
+            try:
+                with self._store:
+                    self._store.executemany("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?)", self._fresh)
+            except sqlite3.Error:  # a full disk, a damaged file: what is not remembered is looked at again
+                self._store = None
         self._fresh.clear()
+
+    def good(self, key: str) -> bool:
+        """Return whether the picture of an image key can be used."""
+        try:
+            self.require(key)
+        except ImageFault:
+            return False
+        return True
 
     def _look_up(self, key: str) -> tuple[str, str] | None:
         try:
@@ -64,9 +75,8 @@ class ImageVerdicts:
         assert self._store is not None
         status = path.stat()
         mark = (str(path), self.check, status.st_size, status.st_mtime_ns)
-        found = self._store.execute(
-            "SELECT reason, detail FROM verdict WHERE path = ? AND level = ? AND size = ? AND mtime = ?", mark
-        ).fetchone()
+        query = "SELECT reason, detail FROM verdict WHERE path = ? AND level = ? AND size = ? AND mtime = ?"
+        found = self._store.execute(query, mark).fetchone()
         if found is None:
             found = _fault_of(path, self.check)
             self._fresh.append((*mark, *found))
@@ -83,10 +93,14 @@ def _fault_of(path: Path, check: str) -> tuple[str, str] | tuple[None, None]:
     return None, None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # A lost verdict costs a decode, so nothing here needs to reach the disk before the next step.
-    connection = sqlite3.connect(path, timeout=60)
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.execute(_SCHEMA)
-    connection.commit()
+def _connect(path: Path) -> sqlite3.Connection | None:
+    """Open the store; None where it cannot be used, since a lost verdict costs a decode and nothing else."""
+    try:
+        connection = sqlite3.connect(path, timeout=60)
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(_SCHEMA)
+        connection.execute("SELECT COUNT(*) FROM verdict").fetchone()
+        connection.commit()
+    except sqlite3.DatabaseError:
+        return None
     return connection

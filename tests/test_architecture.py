@@ -17,14 +17,6 @@ MAY_IMPORT = {
     "dataprep.shards": {"dataprep.shards"},
     "trainer": {"configs", "trainer", "dataprep.shards", "dataprep.images"},
     "trainer.model": {"configs", "trainer.model", "trainer.attention"},
-    "trainer.inference": {
-        "configs",
-        "trainer",
-        "dataprep.shards",
-        "dataprep.images",
-        "dataprep.templates",
-        "dataprep.encoding",
-    },
     "converters": {"configs", "converters", "trainer.model"},
     "converters.verify": {
         "configs",
@@ -34,7 +26,6 @@ MAY_IMPORT = {
         "dataprep.templates",
         "dataprep.encoding",
         "dataprep.images",
-        "dataprep.conversation",
     },
 }
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import click
 
-from dataprep.errors import CommandError, Exit
+from dataprep.errors import NO_SPACE, CommandError, Exit
+
+#: Whose `ValueError` kinds say what a user can mend; any other is a bug and keeps its traceback.
+OURS = ("configs", "dataprep")
 
 
 def door(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -27,8 +30,12 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
             fail("interrupted; run the same command again to go on", Exit.INTERRUPTED)
         except CommandError as error:
             fail(str(error), error.code)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
-            if not _for_the_user(error):
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                fail(f"no space left: {error}", Exit.NO_SPACE)
+            fail(str(error), Exit.USAGE)
+        except ValueError as error:
+            if type(error).__module__.split(".")[0] not in OURS:
                 raise
             fail(str(error), _code(error))
         sys.exit(int(code or 0))
@@ -67,11 +74,6 @@ def table(rows: list[tuple[str, Any]]) -> str:
 
 def _terminate(signum: int, frame: Any) -> None:
     raise CommandError("terminated; run the same command again to go on", Exit.TERMINATED)
-
-
-def _for_the_user(error: Exception) -> bool:
-    """Return whether an error comes from what the user gave: our own kinds, and files that are not there."""
-    return type(error).__module__.split(".")[0] in ("configs", "dataprep") or isinstance(error, OSError)
 
 
 def _code(error: Exception) -> Exit:

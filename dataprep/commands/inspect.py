@@ -32,6 +32,8 @@ def command(path: Path, row: int, ids: bool, tokenizer: str | None) -> None:
     folder, offset, count = _place(path)
     with ShardReader(folder) as reader:
         count = len(reader) if count is None else count
+        if not count:
+            raise CommandError(f"{path}: no rows; every record was refused, see refused.jsonl")
         if row >= count:
             raise CommandError(f"--row {row}: {path} has rows 0 to {count - 1}")
         stored = reader[offset + row]

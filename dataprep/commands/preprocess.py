@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,17 +62,20 @@ def command(
     dataset = _dataset(name)
     number = _phase(dataset, phase)
     source = _source(root, name, source)
+    if len(set(splits)) < len(splits):
+        raise CommandError(f"--split names a split twice: {' '.join(splits)}")
     options = _options(dataset, root, source, splits, prompts)
     label = name if dataset.splits else source.stem
     if dataset.splits and options.splits != dataset.splits[:1]:
         label = "-".join([name, *options.splits])
         say(f"{name}: {', '.join(options.splits)} instead of {dataset.splits[0]}: do not train on what you evaluate on")
     path = output or root / "jsonl" / f"phase{number}" / f"{label}.jsonl"
+    made_from = _made_from(dataset, source, options, limit)
+    reports = root / "reports" / f"phase{number}"
+    _refuse_another(path, reports, made_from)
     with _bar(as_json) as progress:
         accounting = convert(dataset, source, options, path, workers, limit, progress)
-    if not accounting.balanced():
-        raise AssertionError(f"records do not add up: {accounting}")
-    values = _report(root / "reports", path, dataset, options, accounting)
+    values = _report(reports, path, made_from, accounting)
     typed_root = ["--root", str(root)] if context.obj else []
     result(values, as_json, _summary(values, options, root, path, typed_root, number))
     if len(accounting.refused) > max_refused * accounting.records:
@@ -94,7 +97,7 @@ def _source(root: Path, name: str, given: Path | None) -> Path:
     default = root / "raw" / name
     if given is None and not default.exists():
         raise CommandError(f"{default}: no such folder; put the raw dataset there, or give --input")
-    return existing(given or default, "--input")
+    return Path(os.path.abspath(existing(given or default, "--input")))
 
 
 def _phase(dataset: Dataset, phase: str | None) -> int:
@@ -118,8 +121,7 @@ def _options(dataset: Dataset, root: Path, source: Path, splits: tuple[str, ...]
             known = f"choose from {', '.join(dataset.splits)}" if dataset.splits else "it has no splits"
             raise CommandError(f"--split {split}: {dataset.name} has no such split; {known}")
     # Image keys are relative to the root; what lies elsewhere gets its own parent as its image root.
-    inside = source.absolute().is_relative_to(root.absolute())
-    image_root = root.absolute() if inside else source.absolute().parent
+    image_root = Path(os.path.abspath(root)) if source.is_relative_to(os.path.abspath(root)) else source.parent
     return Options(image_root, splits or dataset.splits[:1], PROMPTS[prompts])
 
 
@@ -136,14 +138,34 @@ def _bar(quiet: bool) -> Iterator[Callable[[int], None]]:
         yield progress
 
 
-def _report(folder: Path, output: Path, dataset: Dataset, options: Options, accounting: Accounting) -> dict:
+def _made_from(dataset: Dataset, source: Path, options: Options, limit: int | None) -> dict[str, Any]:
+    """Return what decides the content of a jsonl file."""
+    prompts = {"name": options.prompts.name, "version": options.prompts.version}
+    place = {"source": str(source), "image_root": str(options.image_root)}
+    return {"dataset": dataset.name, **place, "splits": list(options.splits), "prompts": prompts, "limit": limit}
+
+
+def _refuse_another(output: Path, reports: Path, made_from: dict[str, Any]) -> None:
+    """Refuse to replace a file that was made from something else: a trial must not take the whole's place."""
+    report = reports / f"{output.stem}.json"
+    if not (output.exists() and report.is_file()):
+        return
+    before = json.loads(report.read_text("utf-8"))
+    changed = [
+        f"{key} was {before.get(key)}, is {value}" for key, value in made_from.items() if before.get(key) != value
+    ]
+    if before.get("output") == str(output) and changed:
+        raise CommandError(
+            f"{output}: made by another command: {'; '.join(changed)}. Name another --output, or delete it",
+            Exit.CONFLICT,
+        )
+
+
+def _report(folder: Path, output: Path, made_from: dict[str, Any], accounting: Accounting) -> dict[str, Any]:
     """Write what was refused and how the file was made; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
-        "dataset": dataset.name,
-        "splits": list(options.splits),
-        "prompts": {"name": options.prompts.name, "version": options.prompts.version},
-        "image_root": str(options.image_root),
+        **made_from,
         "output": str(output),
         "records": accounting.records,
         "written": accounting.written,
@@ -152,9 +174,9 @@ def _report(folder: Path, output: Path, dataset: Dataset, options: Options, acco
         "normalised": dict(sorted(accounting.normalised.items())),
         "conversations": accounting.conversations,
     }
-    (folder / f"{output.stem}.json").write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
     refused = "".join(json.dumps(refusal._asdict(), ensure_ascii=False) + "\n" for refusal in accounting.refused)
     (folder / f"{output.stem}.refused.jsonl").write_text(refused, "utf-8")
+    (folder / f"{output.stem}.json").write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
     return values
 
 
@@ -165,9 +187,9 @@ def _summary(values: dict, options: Options, root: Path, output: Path, typed_roo
     rows += [("  deduplicated", values["deduplicated"]), *rules, ("conversations", values["conversations"])]
     text = f"{output}\n{table(rows)}"
     if values["refused"]:
-        text += f"\nwhich ones: {root / 'reports' / (output.stem + '.refused.jsonl')}"
+        text += f"\nwhich ones: {root / 'reports' / f'phase{phase}' / output.stem}.refused.jsonl"
     command = ["llava-prep", *typed_root, "to-h5", "--phase", str(phase)]
-    if options.image_root != root.absolute():
+    if str(options.image_root) != os.path.abspath(root):
         command += ["--input", str(output), "--image-dir", str(options.image_root)]
     elif output.parent != root / "jsonl" / f"phase{phase}":
         command += ["--input", str(output)]

@@ -97,7 +97,7 @@ def _job(
         config=config,
         tokenizer=tokenizer_folder(name),
         inputs=tuple(_inputs(root, phase, inputs)),
-        image_root=existing(image_dir or root, "--image-dir").absolute(),
+        image_root=existing(image_dir or root, "--image-dir").resolve(),
         output=output or root / "h5" / f"phase{phase}",
     )
 

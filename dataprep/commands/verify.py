@@ -22,6 +22,6 @@ def command(folder: Path, as_json: bool) -> int:
     for fault in faults:
         say(f"llava-prep: {fault}")
     values = {"folder": str(folder), "shards": num_shards, "rows": num_rows, "faults": faults}
-    verdict = f"{len(faults)} faults" if faults else "all as written"
+    verdict = f"{len(faults)} faults; the same `to-h5` again makes damaged shards anew" if faults else "all as written"
     result(values, as_json, f"{folder}: {num_shards} shards, {num_rows} rows: {verdict}")
     return Exit.INTEGRITY if faults else Exit.OK

@@ -35,7 +35,10 @@ def describe(
         raise ShardError(f"{folder}: no *.h5 file there")
     slots, files = 0, []
     for path in paths:
-        num_rows, slots = _shape(path)
+        num_rows, found = _shape(path)
+        if slots not in (0, found):
+            raise ShardError(f"{path}: rows of {found} slots beside rows of {slots}")
+        slots = found
         files.append(ShardFile(path, num_rows, None))
     params = _params(folder)
     # Its phase 1 puts the picture straight behind the bos, its phase 2 a `▁` before it that text-only rows mask too.

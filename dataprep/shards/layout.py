@@ -58,6 +58,11 @@ class RowLayout:
         """Return what the root of a shard carries."""
         return {"format_version": FORMAT_VERSION, "features": list(FEATURES), **asdict(self)}
 
+    def differences(self, expected: RowLayout) -> list[str]:
+        """Name what differs from another layout, with both values."""
+        pairs = ((f.name, getattr(self, f.name), getattr(expected, f.name)) for f in fields(self))
+        return [f"{name} is {mine}, expected {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], name: str) -> RowLayout:
         """Read the layout of the shard `name`.
@@ -71,7 +76,7 @@ class RowLayout:
                 f"{name}: no format_version; this is not one of our shards"
                 " (ShardReader.open_cerebras reads the Model Zoo's Release 2.3 files)"
             )
-        if int(version) != FORMAT_VERSION:
+        if str(version) != str(FORMAT_VERSION):
             raise ShardError(
                 f"{name}: format version {version}, this program reads {FORMAT_VERSION};"
                 " compile again with `llava-prep to-h5` into an empty folder"

@@ -163,11 +163,15 @@ class ShardReader:
             if found != file.sha256:
                 raise ShardError(f"{file.path}: damaged: sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…")
             self._verified.add(file.path)
-        return open_shard(file)
+        return open_shard(file, self.layout)
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """Return the manifest of a folder and its bytes."""
+    """Return the manifest of a folder and its bytes.
+
+    Raises:
+        ShardError: there is none, or it is not one.
+    """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder; `llava-prep to-h5` makes one")
@@ -179,11 +183,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     raw = path.read_bytes()
     try:
         manifest = json.loads(raw)
-        for key in ("shards", "layout"):
-            manifest[key]
+        whole = all(isinstance(manifest[key], dict) for key in ("layout", "accounting")) and all(
+            isinstance(shard[key], kind) for shard in manifest["shards"] for key, kind in _SHARD_ENTRY.items()
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not a manifest: {error!r}") from None
+    if not whole:
+        raise ShardError(f"{path}: not a manifest: layout, accounting or an entry of shards is of another kind")
     return manifest, raw
+
+
+#: What every shard's entry in the manifest has.
+_SHARD_ENTRY = {"file": str, "rows": int, "sha256": str}
 
 
 def file_sha256(path: Path) -> str:
@@ -199,8 +210,8 @@ def file_sha256(path: Path) -> str:
         raise ShardError(f"{path}: the manifest names this shard, but there is no such file") from None
 
 
-def open_shard(file: ShardFile) -> OpenShard:
-    """Open one shard and compare its number of rows with what was promised."""
+def open_shard(file: ShardFile, layout: RowLayout) -> OpenShard:
+    """Open one shard and compare it with what was promised; foreign shards carry no layout of their own."""
     try:
         handle: Any = h5py.File(file.path, "r", locking=False)
         shard = OpenShard(handle, handle["data"], handle["img_path"][:, 0], _sources(handle, file.path))
@@ -209,6 +220,10 @@ def open_shard(file: ShardFile) -> OpenShard:
     found = shard.data.shape[0]
     if found != file.num_rows:
         raise ShardError(f"{file.path}: {found} rows, expected {file.num_rows}")
+    if file.sha256 is not None:
+        own = RowLayout.from_attributes(dict(handle.attrs), str(file.path))
+        if differences := own.differences(layout):
+            raise ShardError(f"{file.path}: not of this folder's layout: {'; '.join(differences)}")
     return shard
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +51,14 @@ def workspace(tmp_path, tiny_tokenizer_dir):
 def command(tmp_path):
     """Run `llava-prep ...` in the workspace; returns the finished process."""
 
-    def run(*arguments: object, start: bool = False):
+    def run(*arguments: object, start: bool = False, max_file_bytes: int | None = None):
         program = [sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         options = {"cwd": tmp_path, "env": environment, "text": True}
+        if max_file_bytes is not None:
+            # Python ignores SIGXFSZ, so a write beyond the limit is an OSError, as on a full disk.
+            limits = (resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+            options["preexec_fn"] = lambda: resource.setrlimit(*limits)
         words = [*program, *map(str, arguments)]
         if start:
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)

@@ -58,6 +58,7 @@ REFUSED = [
     ("bad_image_key", record("<image>\nq", "a", image={"path": "a"})),
     ("bad_image_key", record("<image>\nq", "a", image="")),
     ("bad_image_key", record("<image>\nq", "a", image="x" * 1025)),
+    ("bad_image_key", record("<image>\nq", "a", image="None")),
     ("several_images", record("<image>\nq", "a", image=["a.jpg", "b.jpg"])),
     ("no_turns", without("conversations")),
     ("no_turns", record()),

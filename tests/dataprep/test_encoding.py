@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dataprep.conversation import Conversation, Turn
 from dataprep.encoding import TextEncoder, TokenizerError, encode, encode_batch
-from dataprep.shards.fingerprint import tokenizer_fingerprint
+from dataprep.shards.fingerprint import TokenizerFileError, tokenizer_fingerprint
 from dataprep.templates import TEMPLATES
 
 CONTROL = ["<s>", "</s>", "<unk>", "<image>", " </s>", "</s>USER:", "<s><s>"]
@@ -137,6 +137,41 @@ def test_a_vocabulary_whose_pieces_cross_blanks_is_refused(tiny_tokenizer_dir, t
     (folder / "tokenizer.json").write_text(json.dumps(files))
     with pytest.raises(TokenizerError, match="1 pieces have a blank behind another character"):
         TextEncoder(folder)
+
+
+RULES = [
+    {"normalizer": {"type": "Lowercase"}},
+    {"normalizer": None},
+    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}]}},
+    {"pre_tokenizer": {"type": "Whitespace"}},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_other_rules_for_text_are_another_tokenizer_and_refused(tiny_tokenizer_dir, tmp_path, rules):
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t")
+    files = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(files | rules))
+    assert tokenizer_fingerprint(folder) != tokenizer_fingerprint(tiny_tokenizer_dir)
+    with pytest.raises(TokenizerError, match="this template needs a Llama-type one"):
+        TextEncoder(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": 3}', '{"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}'])
+def test_a_file_that_is_no_tokenizer_is_named(tiny_tokenizer_dir, tmp_path, text):
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerFileError, match=r"t/tokenizer\.json: "):
+        TextEncoder(folder)
+
+
+def test_a_missing_legacy_is_true_as_transformers_has_it(tiny_tokenizer_dir, tmp_path):
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t", legacy=None)
+    assert TextEncoder(folder).legacy
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["legacy"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert TextEncoder(folder).legacy and not TextEncoder(tiny_tokenizer_dir).legacy
 
 
 def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):

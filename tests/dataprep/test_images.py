@@ -1,6 +1,7 @@
 """Pictures: the pixels that the originals give, and a named refusal for everything that is none."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -95,6 +96,12 @@ def test_what_is_no_picture_is_refused(tmp_path):
     check_image(tmp_path / "no.jpg", "none")
 
 
+def test_a_name_too_long_for_any_file_is_refused(tmp_path):
+    assert reason_of(tmp_path / ("x" * 300), "exists") == "unreadable_image"
+    with pytest.raises(ImageFault, match="File name too long"):
+        load_image(tmp_path / ("x" * 300), 14, "pad", COLOUR)
+
+
 def test_bombs_are_refused_by_their_header(tmp_path, monkeypatch):
     Image.new("1", (9500, 9500)).save(tmp_path / "bomb.png")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
@@ -144,6 +151,19 @@ def test_a_picture_is_decoded_once_for_all_workers_and_runs(tmp_path, monkeypatc
     noise(30, 30).save(tmp_path / "b.png")
     ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite").require("b.png")
     assert looks.count("decode") == 3
+    status = (tmp_path / "a.png").stat()
+    (tmp_path / "a.png").write_bytes(b"x" * status.st_size)
+    os.utime(tmp_path / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(ImageFault):
+        ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite").require("a.png")
+
+
+def test_a_damaged_store_of_verdicts_is_done_without(tmp_path):
+    noise(20, 20).save(tmp_path / "a.png")
+    (tmp_path / "known.sqlite").write_bytes(b"no database" * 100)
+    verdicts = ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite")
+    verdicts.require("a.png")
+    verdicts.flush()
 
 
 def test_the_tricky_pictures_are_decoded_or_refused_by_name(shared):

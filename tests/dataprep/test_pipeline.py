@@ -9,13 +9,17 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import filelock
 import pytest
 
 from dataprep import output
+from dataprep.compiler import Tally
 from dataprep.errors import CommandError, Exit
-from dataprep.pipeline import run_job
+from dataprep.pipeline import input_files, make_compiler, run_job
+from dataprep.plan import plan
+from dataprep.preprocess import Accounting
 from dataprep.shards import ShardReader
 from dataprep.verification import verify
 
@@ -229,3 +233,44 @@ def test_every_bad_record_is_counted_with_file_line_and_id(workspace):
     with ShardReader(job.output) as reader:
         assert [row.source.line for row in reader] == [1, 5, 9]
         assert (reader[1].text_input_ids == 2).sum() + (reader[1].labels[reader[1].loss_mask] == 2).sum() == 1
+
+
+def test_pictures_that_came_later_are_taken_in_by_the_same_command(workspace):
+    path = workspace.write("a.jsonl", [workspace.record(n, f"pictures/{n % 6}.jpg") for n in range(1200)])
+    job = workspace.job(path)
+    assert run_job(job, 1, quiet).refused == {"missing_image": 200}
+    shutil.copy(workspace.root / "pictures/0.jpg", workspace.root / "pictures/5.jpg")
+    assert run_job(job, 1, quiet).refused == {}
+    clean = workspace.job(path, output="clean")
+    run_job(clean, 1, quiet)
+    assert hashes(job.output) == hashes(clean.output)
+
+
+def test_what_is_damaged_is_made_anew(workspace):
+    job = workspace.job(mixture(workspace, 1200))
+    run_job(job, 1, quiet)
+    before = hashes(job.output)
+    shard = job.output / "shard-00001.h5"
+    content = bytearray(shard.read_bytes())
+    content[900] ^= 1
+    shard.write_bytes(content)
+    (job.output / ".tasks/00000.json").write_text("{")
+    assert hashes(job.output) != before
+    run_job(job, 1, quiet)
+    assert hashes(job.output) == before
+    assert verify(job.output)[2] == []
+
+
+def test_accounting_that_does_not_add_up_is_seen():
+    assert Tally(records=3, written=2, deduplicated=1).balanced()
+    assert not Tally(records=3, written=2).balanced()
+    assert not Accounting(records=2, written=1).balanced()
+
+
+def test_a_picture_at_another_place_than_the_layout_says_stops_the_run(workspace):
+    job = workspace.job(workspace.write("a.jsonl", [workspace.record(1, "pictures/1.jpg")]))
+    compiler = make_compiler(job, remember=False)
+    compiler.layout = replace(compiler.layout, image_start_idx=compiler.layout.image_start_idx + 1)
+    (task,) = plan(input_files(job.inputs), 10)
+    with pytest.raises(AssertionError, match="the layout says"):
+        compiler.run(task)

@@ -35,7 +35,7 @@ def test_both_commands_work_as_typed_in_a_workspace(workspace, command):
     assert done.returncode == 0, done.stderr
     with ShardReader(workspace.root / "data/h5/phase2") as reader:
         assert len(reader) == 2 and reader.layout.image_fit == "pad"
-    report = json.loads((workspace.root / "data/reports/chartqa.json").read_text())
+    report = json.loads((workspace.root / "data/reports/phase2/chartqa.json").read_text())
     assert report["prompts"] == {"name": "llava15", "version": 1}
     assert command("verify", "data/h5/phase2").stdout == "data/h5/phase2: 1 shards, 2 rows: all as written\n"
 
@@ -92,6 +92,7 @@ def test_too_many_refusals_end_with_3_after_the_good_is_written(workspace, comma
     assert "1 of 10 records refused: more than 1.00%" in done.stderr
     assert len(ShardReader(workspace.root / "data/h5/phase2")) == 9
     assert command(*words, *SMALL, "--max-refused", 0.1).returncode == 0
+    assert command(*words, *SMALL, "--max-refused", 0.09).returncode == 3
 
 
 def test_inspect_draws_a_row(workspace, command):
@@ -122,6 +123,12 @@ MISTAKES = [
     (["to-h5", "--phase", 2], "no tokenizer: give --tokenizer FOLDER_OR_HUB_ID"),
     (["to-h5", "--phase", 2, "--tokenizer", "./no"], "--tokenizer ./no: no such folder"),
     (["to-h5", "--phase", 2, "--set", "max_seq_lenght=9"], "max_seq_lenght: unknown key, did you mean max_seq_length?"),
+    (["to-h5", "--phase", 2, "--output", "a-file"], "File exists: 'a-file'"),
+    (["to-h5", "--phase", 2, "--set", "max_seq_length=50"], "max_seq_length 50: the prompt and 576 image slots take"),
+    (["to-h5", "--phase", 2, "--input", "a.jsonl", "--input", "./a.jsonl"], "--input names a file twice: a.jsonl"),
+    (["to-h5", "--phase", 2, "--input", "empty.jsonl"], "no records in empty.jsonl"),
+    (["preprocess", "--dataset", "json", "--phase", 2, "--input", "empty.jsonl"], "empty.jsonl"),
+    (["preprocess", "--dataset", "chartqa", "--split", "val", "--split", "val", "--input", "."], "twice: val val"),
     (["to-h5", "--phase", 1, "--config", "phase2"], "--phase 1: the config phase2 is of phase 2"),
     (["inspect", "nothing"], "inspect nothing: no such file or folder"),
 ]
@@ -129,6 +136,11 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES)
 def test_a_mistake_gets_one_sentence_and_exit_2(workspace, command, words, sentence):
+    for name, content in (("a-file", ""), ("empty.jsonl", "\n"), ("a.jsonl", json.dumps(workspace.record(1)) + "\n")):
+        (workspace.root / name).write_text(content)
+    if words[0] == "to-h5" and "no tokenizer" not in sentence and "--tokenizer" not in words:
+        given = [] if "--input" in words else ["--input", "a.jsonl"]
+        words = [*words, *given, "--image-dir", ".", "--tokenizer", workspace.tokenizer]
     done = command(*words)
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -149,3 +161,34 @@ def test_damage_ends_verify_with_5(workspace, command):
     path.write_bytes(path.read_bytes()[:-1])
     done = command("verify", "data/h5/phase2")
     assert done.returncode == 5 and "shard-00000.h5: damaged" in done.stderr
+
+
+def test_a_trial_does_not_take_the_place_of_the_whole(workspace, command):
+    chart_folder(workspace.root)
+    words = ["preprocess", "--dataset", "chartqa"]
+    assert command(*words).returncode == command(*words).returncode == 0
+    whole = (workspace.root / "data/jsonl/phase2/chartqa.jsonl").read_bytes()
+    done = command(*words, "--limit", 1)
+    assert done.returncode == 4
+    assert "chartqa.jsonl: made by another command: limit was None, is 1. Name another --output" in done.stderr
+    assert (workspace.root / "data/jsonl/phase2/chartqa.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("room", [500, 5_000, 60_000])
+def test_a_file_that_cannot_grow_ends_with_6_and_the_rerun_finishes(workspace, command, room):
+    workspace.write("a.jsonl", [workspace.record(n, f"pictures/{n % 5}.jpg") for n in range(1200)])
+    words = ["to-h5", "--phase", 2, "--input", "jsonl/phase2", "--image-dir", ".", "--tokenizer", workspace.tokenizer]
+    done = command(*words, *SMALL, max_file_bytes=room)
+    assert (done.returncode, len(done.stderr.splitlines())) == (6, 1), done.stderr
+    assert "no space left" in done.stderr
+    assert not (workspace.root / "data/h5/phase2/manifest.json").exists()
+    assert not list((workspace.root / "data/h5/phase2").glob("*.tmp"))
+    assert command(*words, *SMALL).returncode == 0
+    assert command("verify", "data/h5/phase2").returncode == 0
+
+
+def test_preprocess_says_where_there_is_no_space(workspace, command):
+    (workspace.root / "a.json").write_text(json.dumps([workspace.record(n) for n in range(500)]))
+    done = command("preprocess", "--dataset", "json", "--phase", 2, "--input", "a.json", max_file_bytes=1000)
+    assert done.returncode == 6 and "no space left" in done.stderr
+    assert not (workspace.root / "data/jsonl/phase2/a.jsonl").exists()

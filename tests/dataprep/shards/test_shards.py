@@ -1,7 +1,11 @@
 """The file format: what is written is read, by us and by plain h5py, and what is damaged is named."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +16,7 @@ from dataprep.shards.layout import Source, feature
 from dataprep.verification import verify
 
 SLOTS = 40
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.fixture
@@ -180,6 +185,32 @@ def test_later_releases_of_the_model_zoo_are_named(tmp_path, tiny_tokenizer_dir)
         file["data"] = np.zeros((2, 5, SLOTS), np.int32)
     with pytest.raises(ShardError, match="written by a release after 2.3"):
         ShardReader.open_cerebras(tmp_path, tiny_tokenizer_dir, 35)
+
+
+def test_a_manifest_of_another_layout_is_refused(folder, layout):
+    edit(folder, layout={**layout.attributes(), "image_start_idx": 9})
+    with pytest.raises(ShardError, match="not of this folder's layout: image_start_idx is 2, expected 9"):
+        ShardReader(folder)[0]
+    assert len(verify(folder)[2]) == 2
+
+
+@pytest.mark.parametrize("change", [{"shards": 3}, {"accounting": None}, {"shards": [{"file": "a"}]}, {"layout": []}])
+def test_a_damaged_manifest_is_one_sentence(folder, change):
+    edit(folder, **change)
+    for use in (ShardReader, verify):
+        with pytest.raises(ShardError, match="not a manifest"):
+            use(folder)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_kill_inside_a_write_leaves_no_file_of_that_name(tmp_path, call):
+    program = (
+        f"import os, pathlib; os.{call} = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from dataprep.shards import publish; publish(pathlib.Path('a.h5'), b'x' * 100)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -9
+    assert not (tmp_path / "a.h5").exists()
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
