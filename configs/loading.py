@@ -203,7 +203,10 @@ def _explain(schema: type[StrictConfig], document: _Document, fault: Any) -> str
     if fault["type"] == "missing":
         return f"{place}: {dotted}: missing; it has no default"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{place}: {dotted}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+    # A fault between the keys of a config has the whole config for its input; the message says what was found.
+    is_whole_config = isinstance(fault["input"], dict | BaseModel) and _fields_at(schema, location)
+    found = "" if is_whole_config else f", found {fault['input']!r}"
+    return f"{place}: {dotted}: {message[0].lower()}{message[1:]}{found}"
 
 
 def _nearest(schema: type[BaseModel], location: Location) -> str:

@@ -161,21 +161,33 @@ def info_command(folder: Path, as_json: bool) -> None:
 def verify_command(
     ctx: click.Context, a: Path, b: Path, image: Path | None, prompt: str, tolerance: float, as_json: bool
 ) -> None:
-    """Run folders A and B on the same input in fp32 and print the largest logit difference; exit 5 above tolerance."""
-    from converters.verify import compare
+    """Run folders A and B on the same input in fp32 and print the largest logit difference; exit 5 above tolerance.
+
+    The processor of an export must also make the ids and pixels of training, or it is exit 5.
+    """
+    from converters.verify import compare, processor_differences
 
     results = compare(a, b, image, prompt)
     worst = max(result.max_difference for result in results)
     # Each by itself: `max` may lose a NaN, which must not pass.
     passed = all(result.max_difference <= tolerance for result in results)
-    report = {"max_difference": worst, "tolerance": tolerance, "passed": passed}
+    processors = {
+        str(folder): processor_differences(folder, other, image, prompt) for folder, other in ((a, b), (b, a))
+    }
+    differences = [sentence for found in processors.values() for sentence in found or ()]
+    report = {"max_difference": worst, "tolerance": tolerance, "passed": passed and not differences}
     if as_json:
-        click.echo(json.dumps(report | {"probes": [asdict(result) for result in results]}))
+        click.echo(json.dumps(report | {"probes": [asdict(result) for result in results], "processors": processors}))
     else:
         for result in results:
             click.echo(
                 f"{result.name}: {result.num_tokens} tokens, largest logit difference {result.max_difference:.3g} "
                 f"(logits up to {result.max_logit:.3g}), same next token at {result.same_choice:.1%}"
             )
+        for folder, found in processors.items():
+            if found == []:
+                click.echo(f"{folder}: its processor makes the ids and pixels of training")
         click.echo(f"largest logit difference {worst:.3g}: {'within' if passed else 'ABOVE'} tolerance {tolerance:g}")
-    ctx.exit(0 if passed else 5)
+    for sentence in differences:
+        click.echo(f"error: {sentence}", err=True)
+    ctx.exit(0 if report["passed"] else 5)

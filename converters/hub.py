@@ -7,7 +7,7 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.files import LazyTensor
-from trainer.model import LlavaConfig, parameter_shapes
+from trainer.model import LlavaConfig, listed, parameter_shapes
 
 #: The files of a tokenizer, where they are there. `tokenizer.model` is for formats that need SentencePiece's file.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -40,4 +40,4 @@ def check_shapes(config: LlavaConfig, tensors: Sequence[LazyTensor]) -> None:
     shapes = parameter_shapes(config)
     wrong = [f"{t.name} {t.shape}, expected {shapes[t.name]}" for t in tensors if t.shape != shapes[t.name]]
     if wrong:
-        raise ConversionError("tensors are of another shape than the config says: " + "; ".join(wrong))
+        raise ConversionError("tensors are of another shape than the config says: " + listed(wrong, "; "))

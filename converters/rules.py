@@ -13,6 +13,7 @@ from torch import Tensor
 
 from converters.errors import ConversionError
 from converters.files import LazyTensor
+from trainer.model import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Rule:
 def to_ours(tensors: Iterable[LazyTensor], rules: Sequence[Rule], expected: Collection[str]) -> list[LazyTensor]:
     """Rename a format's tensors to the trainer's names, in the order of `expected`.
 
-    Raises `ConversionError` naming at once all tensors without a rule, all that arrive twice, and all of `expected`
-    that did not arrive.
+    Raises `ConversionError` naming at once tensors without a rule, those that arrive twice, and those of `expected`
+    that did not arrive; of each kind the first, and how many.
     """
     renamed = [pair for tensor in tensors for pair in _rename(tensor, rules, inward=True)]
     _refuse_misfits(renamed, expected)
@@ -89,6 +90,6 @@ def _refuse_misfits(renamed: Sequence[tuple[LazyTensor, str | None]], expected: 
         "not found:": sorted(set(expected) - counts.keys()),
         "not part of a model of this config:": sorted(counts.keys() - set(expected)) if expected else [],
     }
-    said = [f"{what} {', '.join(str(name) for name in names)}" for what, names in problems.items() if names]
+    said = [f"{what} {listed([str(name) for name in names])}" for what, names in problems.items() if names]
     if said:
         raise ConversionError("tensors do not fit: " + "; ".join(said))

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from converters.errors import ConversionError, UnsupportedError
 from converters.formats import FORMATS, detect
+from converters.formats.hf import read_record
 from converters.hub import Hub
 from dataprep.encoding import TextEncoder, TokenizerError, encode
 from dataprep.images import ImageFault, load_image, pad_colour
 from dataprep.templates import TEMPLATES, VICUNA_SYSTEM
 from trainer.attention import Segments
-from trainer.model import ModelInput, load_model
+from trainer.model import LlavaConfig, ModelInput, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,10 @@ def _run_hf(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
 
     config = _read(folder).config
     model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).float().eval()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
     logits = []
     for probe in probes:
         ids = probe.ids.masked_fill(probe.is_image_slot, model.config.image_token_index)
-        picture = {"pixel_values": (probe.pixels / 255 - mean) / std} if len(probe.pixels) else {}
+        picture = {"pixel_values": _normalised(probe.pixels, config)} if len(probe.pixels) else {}
         logits.append(model(input_ids=ids[None], **picture).logits[0])
     return logits
 
@@ -161,17 +162,80 @@ def _compare(probe: Probe, first: Tensor, second: Tensor) -> Comparison:
     )
 
 
-def processor_agrees(folder: Path, question: str) -> bool:
-    """Return whether a Hugging Face folder's own processor makes the very tokens that training makes.
+def processor_differences(folder: Path, other: Path, image: Path | None, question: str) -> list[str] | None:
+    """Say where a Hugging Face folder's own processor makes something else of a prompt than training does.
 
-    The question is asked with a drawn picture, in vicuna_v1's wording.
+    The question is asked in vicuna_v1's wording with the picture, or with a drawn one. What training makes of it is
+    taken from `other`, the folder on the other side, where that is a checkpoint or an export of ours, else from
+    `folder`. Returns a sentence for other ids and one for other pixels; None where `folder` is no export of ours, since
+    nothing says what it was trained on. Pixels are compared of opaque 8-bit pictures: of others transformers makes
+    something else on purpose (`dataprep.images` says why).
     """
+    if detect(folder) != "hf" or read_record(folder) is None:
+        return None
     from transformers import AutoProcessor
 
-    probe = make_probes(_read(folder), None, question)[0]
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    prompt = f"{VICUNA_SYSTEM} USER: <image>\n{question} ASSISTANT:"
-    picture = Image.fromarray(probe.pixels[0].permute(1, 2, 0).numpy())
-    theirs = processor(images=picture, text=prompt, return_tensors="pt")["input_ids"][0]
-    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
-    return torch.equal(theirs, probe.ids.masked_fill(probe.is_image_slot, image_id))
+    is_ours = detect(other) == "trainer" or read_record(other) is not None
+    hub = _read(other if is_ours else folder)
+    with tempfile.TemporaryDirectory() as drawn:
+        path = image or _draw(Path(drawn) / "picture.png")
+        probe = make_probes(hub, path, question)[0]
+        try:
+            # Pillow is what training scales with; torchvision differs by rounding.
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            with Image.open(path) as picture:
+                comparable = picture.mode in _OPAQUE_MODES and "transparency" not in picture.info
+                theirs = processor(images=picture.convert("RGB"), text=_wording(question), return_tensors="pt")
+        except Exception as error:  # files of any content make transformers raise nearly anything
+            return [f"{folder}: its processor cannot be used: {type(error).__name__}: {' '.join(str(error).split())}"]
+    found = [_ids_differ(folder, probe, processor, theirs["input_ids"][0])]
+    if comparable:
+        found.append(_pixels_differ(folder, _normalised(probe.pixels, hub.config), theirs["pixel_values"]))
+    return [sentence for sentence in found if sentence is not None]
+
+
+#: Pillow's names of pictures with 8 bits a channel at most, and no transparency.
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+
+#: Largest difference of two normalised pixels that is rounding; one step of 256 is at least ten times as much.
+_PIXEL_TOLERANCE = 1e-3
+
+
+def _draw(path: Path) -> Path:
+    """Draw a picture that is no square, so that padding and cropping make different pixels of it."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def _wording(question: str) -> str:
+    """Return vicuna_v1's prompt as text, with the picture in front of the question."""
+    rest = question.replace("<image>", "").strip()
+    asked = f"\n{rest}" if rest else ""
+    return f"{VICUNA_SYSTEM} USER: <image>{asked} ASSISTANT:"
+
+
+def _ids_differ(folder: Path, probe: Probe, processor: Any, theirs: Tensor) -> str | None:
+    ours = probe.ids.masked_fill(probe.is_image_slot, processor.tokenizer.convert_tokens_to_ids("<image>"))
+    if torch.equal(theirs, ours):
+        return None
+    common = min(len(ours), len(theirs))
+    differing = (ours[:common] != theirs[:common]).nonzero().flatten().tolist()
+    place = differing[0] if differing else common
+    return (
+        f"{folder}: its processor makes other ids of the prompt: {len(theirs)}, training {len(ours)};"
+        f" the first difference is at {place}"
+    )
+
+
+def _pixels_differ(folder: Path, ours: Tensor, theirs: Tensor) -> str | None:
+    if theirs.shape != ours.shape:
+        return f"{folder}: its processor makes pixels of shape {tuple(theirs.shape)}, training {tuple(ours.shape)}"
+    largest = (theirs - ours).abs().max().item()
+    if largest <= _PIXEL_TOLERANCE:
+        return None
+    return f"{folder}: its processor makes other pixels of the picture: the largest difference is {largest:.3g}"
+
+
+def _normalised(pixels: UInt8[Tensor, "I 3 size size"], config: LlavaConfig) -> Float[Tensor, "I 3 size size"]:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
+    return (pixels / 255 - mean) / std

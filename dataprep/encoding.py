@@ -57,7 +57,7 @@ class TextEncoder:
     Build one in every process: the setting that keeps control literals out does not survive pickling.
 
     Attributes:
-        legacy: whether later turns open with a blank (`tokenizer_config.json`).
+        legacy: whether later turns open with a blank.
         fingerprint: see `dataprep.shards.fingerprint`.
 
     Raises:
@@ -68,7 +68,7 @@ class TextEncoder:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         files, config = read_tokenizer_files(folder)
-        self.legacy = legacy(config)
+        self.legacy = legacy(config, files)
         self.fingerprint = tokenizer_fingerprint(folder)
         _refuse_unsafe(files, self.folder)
         self._tokenizer = Tokenizer.from_str(json.dumps(_without_prefix(files)))

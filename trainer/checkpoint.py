@@ -87,8 +87,7 @@ class Checkpoints:
         try:
             save_shards({"model": weights, "optimizer": moments}, checkpoint_id=unfinished)
         except CheckpointException as error:
-            free = shutil.disk_usage(self.folder).free / 1e9
-            raise StorageError(f"{whole} cannot be written ({free:.1f} GB are free there): {_cause(error)}") from error
+            raise StorageError(f"{whole} cannot be written ({free_space(self.folder)}): {_cause(error)}") from error
         if self.world.is_first:
             publish(unfinished / STATE, (json.dumps(asdict(state), indent=2) + "\n").encode("utf-8"))
             unfinished.rename(whole)
@@ -112,6 +111,11 @@ class Checkpoints:
                 f"{path} cannot be read: {_cause(error)}; remove it to go on from the one before"
             ) from error
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+
+
+def free_space(folder: Path) -> str:
+    """Return what a message says of the disk that an existing folder lies on."""
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
 
 
 def _cause(error: BaseException) -> str:

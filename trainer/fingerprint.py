@@ -26,7 +26,7 @@ def check_fingerprint(
         IntegrityError: they differ; every difference is a line.
     """
     faults = [*_phase_faults(layout, phase), *_tokenizer_faults(layout, model, model_folder)]
-    faults += [*_picture_faults(layout, model), *_length_faults(lengths, model)]
+    faults += [*_picture_faults(layout, model), *_slot_faults(layout), *_length_faults(lengths, model)]
     if faults:
         raise IntegrityError("\n".join(faults))
 
@@ -67,6 +67,19 @@ def _picture_faults(layout: RowLayout, model: LlavaConfig) -> Iterator[str]:
     for name, ours, theirs in pairs:
         if not np.allclose(ours, theirs, rtol=0, atol=1e-6):
             yield f"{name}: the shards were compiled for {ours}, the model has {theirs}"
+
+
+def _slot_faults(layout: RowLayout) -> Iterator[str]:
+    """Find slots outside their row, and a hole that does not cover them: a text-only row would attend patches."""
+    slots = (layout.image_start_idx, layout.image_start_idx + layout.num_patches)
+    hole = (layout.hole_start, layout.hole_start + layout.hole_length)
+    if slots[1] > layout.max_seq_length:
+        yield f"image slots: {slots[0]} to {slots[1]} do not lie in a row of {layout.max_seq_length}"
+    if not 0 <= hole[0] <= slots[0] or hole[1] != slots[1]:
+        yield (
+            f"hole: text-only rows mask {hole[0]} to {hole[1]}, which must reach around the image slots,"
+            f" {slots[0]} to {slots[1]}, and end with them"
+        )
 
 
 def _length_faults(lengths: NDArray[np.int32], model: LlavaConfig) -> Iterator[str]:

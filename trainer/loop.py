@@ -11,16 +11,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import checkpoint
 
 from dataprep.shards import ShardReader
 from trainer import attention
 from trainer.batches import MicroBatch, Step, StepDataset, load_steps
-from trainer.checkpoint import Checkpoints, RunState, check_resumable, read_state, whole_weights
+from trainer.checkpoint import Checkpoints, RunState, check_resumable, free_space, read_state, whole_weights
 from trainer.config import TrainConfig, fixed_settings
 from trainer.distributed import World, gather_objects, shard, sum_over_ranks
-from trainer.errors import ConflictError, IntegrityError, TrainError
+from trainer.errors import ConflictError, IntegrityError, StorageError, TrainError
 from trainer.fingerprint import check_fingerprint
 from trainer.loss import loss_sum
 from trainer.metrics import MetricsLog, StepMetrics
@@ -207,11 +208,19 @@ class Trainer:
             self.steps_saved = self.steps_done
 
     def export(self, folder: Path) -> None:
-        """Write the trained weights as a model folder."""
+        """Write the trained weights as a model folder.
+
+        Raises:
+            StorageError: it cannot be written; the last checkpoint is there, so the same command tries again.
+        """
         config = self.plan.config
         weights = whole_weights(self.model, getattr(torch, config.export_dtype))
-        if self.world.is_first:
+        if not self.world.is_first:
+            return
+        try:
             save_model(folder, weights, self.plan.model, config.model / "tokenizer", asdict(self.plan.rows.layout))
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{folder} cannot be written ({free_space(folder.parent)}): {error}") from error
 
 
 def _too_little_memory(config: TrainConfig, error: torch.OutOfMemoryError) -> str:
@@ -256,9 +265,13 @@ def _look_at_output(plan: Plan, checkpoints: Checkpoints, world: World) -> str |
         return None
     saved = read_state(latest)
     check_resumable(latest, saved, plan.state_after(saved.step, world))
-    if saved.step >= plan.num_steps and final.exists():
-        return f"all {plan.num_steps} steps are done already; the weights are in {final}"
-    return None
+    if not final.exists():
+        return None
+    if saved.step < plan.num_steps:
+        raise ConflictError(
+            f"{final} exists, but {latest} has {plan.num_steps - saved.step} steps to go: remove or rename {final.name}"
+        )
+    return f"all {plan.num_steps} steps are done already; the weights are in {final}"
 
 
 def _open_log(plan: Plan, world: World, steps_done: int) -> MetricsLog | None:

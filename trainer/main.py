@@ -1,5 +1,6 @@
 """The command line of the trainer: config in, exit code out, one sentence for what a user can put right."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,9 +15,9 @@ from configs.workspace import FILE_NAME, load_workspace
 from dataprep.shards import ShardError
 from trainer.config import TrainConfig
 from trainer.distributed import World, open_world, pick_device
-from trainer.errors import EXIT_INTEGRITY, EXIT_USAGE, ConflictError, TrainError
+from trainer.errors import EXIT_CONFLICT, EXIT_INTEGRITY, EXIT_NO_SPACE, EXIT_USAGE, ConflictError, TrainError
 from trainer.loop import train
-from trainer.model import FolderError
+from trainer.model import FolderConflict, FolderError
 from trainer.stopping import StopSignal, catching
 
 USAGE = """usage: torchrun trainer/run.py [CONFIG] [key=value ...]
@@ -27,6 +28,9 @@ trainer/config.py. The same command goes on where a stopped run left off."""
 
 #: How long a rank other than the first waits before it speaks: torchrun ends it as soon as the first has spoken.
 SECONDS_FOR_THE_FIRST_RANK = 5
+
+#: `errno` of a disk, or of a user's share of it, that takes no more.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, error.exit_code)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
+    except FolderConflict as error:
+        return _fail(error, EXIT_CONFLICT)
     except (ShardError, FolderError) as error:
         return _fail(error, EXIT_INTEGRITY)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return _fail(error, EXIT_NO_SPACE)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -77,13 +87,17 @@ def _run(config: TrainConfig) -> int:
 
 def _lock(output_dir: Path, world: World) -> FileLock:
     """Keep a second run out of the output folder; the lock ends with the process, however that ends."""
-    output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     try:
+        output_dir.mkdir(parents=True, exist_ok=True)
         if world.is_first:
             lock.acquire(timeout=0)
     except Timeout:
         raise ConflictError(f"{output_dir} is being written to by another run") from None
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise TrainError(f"output_dir: {output_dir} is no folder that can be written to: {error.strerror}") from None
     return lock
 
 

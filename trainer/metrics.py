@@ -8,6 +8,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from trainer.errors import IntegrityError
+
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
@@ -103,20 +105,34 @@ class MetricsLog:
 
 
 def forget_steps_after(path: Path, step: int) -> None:
-    """Take the lines of steps after `step` out of a `metrics.jsonl`: a resumed run does those steps again."""
+    """Take the lines of steps after `step` out of a `metrics.jsonl`: a resumed run does those steps again.
+
+    Raises:
+        IntegrityError: a line is damaged. (The last may be cut short, when the run was killed; it is taken out.)
+    """
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    steps = [_step_of(line) for line in lines]
+    kept = []
+    for number, (line, found) in enumerate(zip(lines, steps, strict=True), start=1):
+        if found is None and number < len(lines):
+            raise IntegrityError(f"{path}:{number}: expected a step's metrics, found {line[:40]}; remove the line")
+        if found is not None and found <= step:
+            kept.append(line)
     temporary = path.with_name(f".{path.name}.unfinished")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | None:
+    """Return the step of a line; None where it is none."""
     try:
-        return json.loads(line)["step"]
+        metrics = json.loads(line)
     except ValueError:
-        return float("inf")  # cut short when the run was killed
+        return None
+    step = metrics.get("step") if isinstance(metrics, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def _clock(seconds: float) -> str:

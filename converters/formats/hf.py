@@ -14,7 +14,8 @@ Tensor names: transformers changed them twice. What is written are the names of 
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -73,19 +74,47 @@ def suits(folder: Path) -> bool:
 def read(folder: Path) -> Hub:
     """Read an export of ours or of any other program; the rows and tokens that an export adds are dropped."""
     theirs = hf_config.load_their_config(folder, ("llava",))
-    record = getattr(theirs, hf_config.RECORD, None) or {}
+    record = read_record(folder) or Record(None, None, None)
     files = read_tokenizer(folder)
     tensors = [tensor.renamed(_canonical(tensor.name)) for tensor in read_tensors(folder)]
     kind = "mlp2x_gelu"
     if theirs.projector_hidden_act == "linear":
         kind, tensors = "linear", _without_identity(tensors)
-    num_rows = record.get("num_rows") or _num_rows(files, theirs.text_config.vocab_size)
+    num_rows = record.num_rows or _num_rows(files, theirs.text_config.vocab_size)
+    tokenizer = hf_tokenizer.restore(files, record.tokenizer)
+    hf_tokenizer.check_rows(tokenizer, num_rows)
     config = hf_config.to_our_config(theirs, num_rows, kind, folder)
     expected = parameter_shapes(config)
     renamed = to_ours(tensors, rules(config.language.tie_embeddings), expected)
     kept = _with_rows(renamed, _first_rows, num_rows)
     check_shapes(config, kept)
-    return Hub(config, kept, hf_tokenizer.restore(files, record.get("tokenizer")), record.get("data"))
+    return Hub(config, kept, tokenizer, record.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an export of ours says of itself in `config.json`, under `hf_config.RECORD`."""
+
+    num_rows: int | None
+    """Trained rows of the embedding table."""
+    tokenizer: Mapping[str, Any] | None
+    """How `hf_tokenizer.restore` takes the two tokens out again."""
+    data: Mapping[str, Any] | None
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return the record of an export of ours; None for other programs' folders.
+
+    Raises `ConversionError` when it is damaged.
+    """
+    place = f"{folder}/config.json: {hf_config.RECORD}"
+    found = hf_config.table_in(hf_config.read_json(folder / "config.json"), hf_config.RECORD, f"{folder}/config.json")
+    if found is None:
+        return None
+    num_rows = found.get("num_rows")
+    if num_rows is not None and (type(num_rows) is not int or num_rows < 1):
+        raise ConversionError(f"{place}: num_rows: expected a number of rows, found {num_rows!r}")
+    return Record(num_rows, hf_config.table_in(found, "tokenizer", place), hf_config.table_in(found, "data", place))
 
 
 def _canonical(name: str) -> str:
@@ -129,6 +158,7 @@ def write(hub: Hub, folder: Path, max_shard_bytes: int) -> None:
     """
     data = dict(hub.data or {})
     template, image_fit = data.get("template", "vicuna_v1"), data.get("image_fit", "pad")
+    hf_files.check_wording(template, image_fit)
     num_rows = hub.config.language.vocab_size
     hf_tokenizer.check_rows(hub.tokenizer, num_rows)
     extended = hf_tokenizer.extend(hub.tokenizer, hf_files.chat_template(template, _eos(hub)))
@@ -164,8 +194,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _eos(hub: Hub) -> str:
-    token = json.loads(hub.tokenizer.get("tokenizer_config.json", b"{}")).get("eos_token")
-    return (token.get("content") if isinstance(token, dict) else token) or "</s>"
+    return hf_tokenizer.special_token(hub.tokenizer, "eos_token") or "</s>"
 
 
 def _more_rows(count: int, table: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ transformers itself reads the files: they leave out what equals its defaults, an
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig, VisionCo
 #: Mean and standard deviation of OpenAI's CLIP, which a folder without image settings was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: One number for red, green and blue each.
+Colours = tuple[float, float, float]
+
+#: Letters of another program's error that a message repeats, at most.
+MAX_REASON = 300
 
 #: Where an export keeps what the way back needs; transformers carries keys that it does not know.
 RECORD = "llava_prep"
@@ -37,13 +44,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_their_config(folder: Path, model_types: tuple[str, ...]) -> PretrainedConfig:
-    """Read `config.json` through transformers; raises `UnsupportedError` for another `model_type`."""
+    """Read `config.json` through transformers.
+
+    Raises `UnsupportedError` for another `model_type`, `ConversionError` for values that transformers refuses.
+    """
     found = read_json(folder / "config.json").get("model_type")
     if found not in model_types:
         raise UnsupportedError(f"{folder}/config.json: model_type is {found!r}, expected {' or '.join(model_types)}")
-    if found in ("clip", "clip_vision_model"):
-        return CLIPVisionConfig.from_pretrained(folder)
-    return AutoConfig.from_pretrained(folder)
+    reader = CLIPVisionConfig if found in ("clip", "clip_vision_model") else AutoConfig
+    try:
+        return reader.from_pretrained(folder)
+    except Exception as error:  # transformers checks the values, and each version of it raises something else
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{folder}/config.json is not a {found} config: {reason[:MAX_REASON]}") from error
 
 
 def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str, folder: Path) -> LlavaConfig:
@@ -52,6 +65,7 @@ def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str
     Raises `UnsupportedError` for what the trainer's model does not have.
     """
     _require(theirs, {"multimodal_projector_bias": (True, None), "projector_hidden_act": ("gelu", "linear")})
+    _require(theirs, {"vision_feature_select_strategy": tuple(_FEATURES)})
     if not isinstance(theirs.vision_feature_layer, int):
         raise UnsupportedError(f"vision_feature_layer {theirs.vision_feature_layer}: several layers are not supported")
     tied = bool(theirs.tie_word_embeddings or theirs.text_config.tie_word_embeddings)
@@ -120,14 +134,30 @@ def _require(theirs: PretrainedConfig, allowed: dict[str, tuple[Any, ...]]) -> N
             raise UnsupportedError(f"{type(theirs).__name__}.{key} is {found!r}; supported is {expected}")
 
 
-def read_mean_and_std(folder: Path) -> tuple[Any, Any]:
+def read_mean_and_std(folder: Path) -> tuple[Colours, Colours]:
     """Return how pixels are normalised: from either processor file, or CLIP's own figures where there is none."""
-    settings: dict[str, Any] = {}
-    if (folder / "preprocessor_config.json").exists():
-        settings = read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").exists():
-        settings = read_json(folder / "processor_config.json").get("image_processor", {})
-    return tuple(settings.get("image_mean", CLIP_MEAN)), tuple(settings.get("image_std", CLIP_STD))
+    path, settings = folder / "preprocessor_config.json", {}
+    if path.exists():
+        settings = read_json(path)
+    elif (path := folder / "processor_config.json").exists():
+        settings = table_in(read_json(path), "image_processor", str(path)) or {}
+    return _colours(settings, "image_mean", CLIP_MEAN, path), _colours(settings, "image_std", CLIP_STD, path)
+
+
+def _colours(settings: dict[str, Any], key: str, default: Colours, path: Path) -> Colours:
+    found = settings.get(key, default)
+    if not isinstance(found, list | tuple) or len(found) != 3 or not all(isinstance(x, int | float) for x in found):
+        raise ConversionError(f"{path}: {key}: expected three numbers, found {found!r}")
+    red, green, blue = map(float, found)
+    return red, green, blue
+
+
+def table_in(content: Mapping[str, Any], key: str, place: str) -> dict[str, Any] | None:
+    """Return the table under a key, None where there is none; raises `ConversionError` for anything else."""
+    found = content.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ConversionError(f"{place}: {key}: expected a table, found {found!r}")
+    return found
 
 
 def to_their_config(config: LlavaConfig, ids: dict[str, int], num_rows: int, dtype: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from converters.errors import UnsupportedError
 from trainer.model import LlavaConfig
 
 #: llava/conversation.py of the original LLaVA, `conv_vicuna_v1`.
@@ -54,13 +55,32 @@ PARTS  {%- if message['role'] == 'user' -%}
 """
 
 
+#: The Jinja text of each template of the shards, and what stands for a picture in it.
+_TEMPLATES = {
+    "plain": (_PLAIN, "<image>"),
+    "plain_eos": (_PLAIN, "<image>"),
+    "vicuna_v1": (_VICUNA, "<image>\n"),
+}
+TEMPLATE_NAMES = tuple(_TEMPLATES)
+
+#: The class of `preprocessor_config.json` for each way in which shards fit a picture into a square.
+_PROCESSORS = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor"}
+
+
+def check_wording(template: Any, image_fit: Any) -> None:
+    """Refuse what `data.json` says of prompts and pictures if no export can say it: `UnsupportedError`."""
+    for key, found, known in (("template", template, _TEMPLATES), ("image_fit", image_fit, _PROCESSORS)):
+        if not isinstance(found, str) or found not in known:
+            raise UnsupportedError(f"the model's data.json: {key} is {found!r}; supported is {' or '.join(known)}")
+
+
 def chat_template(template: str, eos_token: str) -> str:
     """Return the Jinja template that writes prompts as the model was trained on.
 
     `template` is the name in the shards: `vicuna_v1` as LLaVA-1.5 with its system prompt, or one of the captions'
     (`plain`, `plain_eos`), whose prompt is the picture alone.
     """
-    body, image = (_PLAIN, "<image>") if template.startswith("plain") else (_VICUNA, "<image>\n")
+    body, image = _TEMPLATES[template]
     words = {"PARTS": _PARTS, "IMAGE_TEXT": _quoted(image), "SYSTEM": _quoted(VICUNA_SYSTEM), "EOS": _quoted(eos_token)}
     for name, text in words.items():
         body = body.replace(name, text)
@@ -78,7 +98,7 @@ def image_processor(config: LlavaConfig, image_fit: str) -> dict[str, Any]:
     """
     size = config.vision.image_size
     settings = {
-        "image_processor_type": "LlavaImageProcessor" if image_fit == "pad" else "CLIPImageProcessor",
+        "image_processor_type": _PROCESSORS[image_fit],
         "processor_class": "LlavaProcessor",
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},

@@ -41,7 +41,7 @@ def tokenizer_fingerprint(folder: Path | str) -> str:
         "merges": [_pair(merge) for merge in tokenizer["model"].get("merges", [])],
         "text_rules": text_rules(tokenizer),
         "special_ids": {name: ids.get(special_token(config, name) or "") for name in SPECIAL_TOKENS},
-        "legacy": legacy(config),
+        "legacy": legacy(config, tokenizer),
     }
     text = json.dumps(identity, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -105,10 +105,16 @@ def _is_blank_rule(rule: dict[str, Any]) -> bool:
     return rule.get("type") == "Replace" and rule.get("pattern") == {"String": " "} and rule.get("content") == "▁"
 
 
-def legacy(config: dict[str, Any]) -> bool:
-    """Return whether later turns open with `▁USER` (true) or `USER`; transformers treats a missing key as true."""
-    value = config.get("legacy")
-    return True if value is None else bool(value)
+def legacy(config: dict[str, Any], tokenizer: dict[str, Any]) -> bool:
+    """Return whether later turns open with `▁USER` (true) or `USER`.
+
+    transformers 5 does not save the key; it writes the setting into the `Metaspace` pre-tokenizer instead (`always` for
+    true, `first` for false). Where neither says anything, transformers takes it as true.
+    """
+    if config.get("legacy") is not None:
+        return bool(config["legacy"])
+    schemes = [rule.get("prepend_scheme") for rule in _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")]
+    return "first" not in schemes
 
 
 def _pair(merge: str | list[str]) -> list[str]:

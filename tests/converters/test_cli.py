@@ -133,3 +133,60 @@ def test_sizes_are_read_with_their_unit(text, num_bytes):
 def test_a_size_without_sense_is_a_usage_error(run, pair, tmp_path, text):
     result = run("trainer", "hf", pair[0], tmp_path / "new", f"--shard-size={text}")
     assert (result.exit_code, "is not a size such as 5GB" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("question", ["What is shown?", " Why <image> so? ", ""])
+def test_verify_passes_an_exports_own_processor(run, make_checkpoint, tmp_path, fit, question):
+    checkpoint = make_checkpoint(data={"template": "vicuna_v1", "image_fit": fit})
+    run("trainer", "hf", checkpoint, tmp_path / "hf")
+    result = run("verify", checkpoint, tmp_path / "hf", "--prompt", question, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["processors"] == {str(checkpoint): None, str(tmp_path / "hf"): []}
+    assert "its processor makes the ids and pixels of training" in run("verify", checkpoint, tmp_path / "hf").stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5, 0.5]}, "makes other pixels of the picture: "),
+        ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, "makes other pixels of the pict"),
+        ("preprocessor_config.json", {"do_rescale": False}, "makes other pixels of the picture: the largest diff"),
+        ("preprocessor_config.json", {"crop_size": {"height": 8, "width": 8}, "size": {"shortest_edge": 8}}, "hf: its"),
+        ("preprocessor_config.json", {"size": "large"}, "hf: its processor cannot be used: "),
+        ("processor_config.json", {"num_additional_image_tokens": 0}, "makes other ids of the prompt: "),
+    ],
+)
+def test_verify_finds_a_processor_that_is_not_trainings(run, pair, edit_json, file, changes, said):
+    edit_json(pair[1] / file, **changes)
+    result = run("verify", *pair, "--json")
+    assert (result.exit_code, said in result.stderr) == (5, True), result.output
+
+
+def test_verify_finds_a_tokenizer_that_is_not_trainings(run, pair):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((pair[1] / name).read_text())
+        tokens = content["added_tokens"] if name == "tokenizer.json" else content["added_tokens_decoder"].values()
+        for token in tokens:
+            # The newline behind the picture goes.
+            token["rstrip"] = token["content"] == "<image>"
+        (pair[1] / name).write_text(json.dumps(content))
+    result = run("verify", *pair)
+    said = f"error: {pair[1]}: its processor makes other ids of the prompt: 100, training 101; the first difference is"
+    assert (result.exit_code, said in result.stderr) == (5, True), result.output
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_verify_compares_no_pixels_that_transformers_reads_otherwise(run, pair, tmp_path, mode):
+    shape = (20, 30, 4) if mode == "RGBA" else (20, 30)
+    pixels = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8 if mode == "RGBA" else np.uint16)
+    Image.fromarray(pixels * (1 if mode == "RGBA" else 200)).save(tmp_path / "picture.png")
+    result = run("verify", *pair, "--image", tmp_path / "picture.png")
+    assert result.exit_code == 0, result.output
+
+
+def test_verify_asks_no_processor_of_another_programs_folder(run, pair, edit_json):
+    edit_json(pair[1] / "config.json", llava_prep=None)
+    edit_json(pair[1] / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
+    result = run("verify", *pair, "--json")
+    assert (result.exit_code, set(json.loads(result.stdout)["processors"].values())) == (0, {None})

@@ -174,6 +174,16 @@ def test_a_missing_legacy_is_true_as_transformers_has_it(tiny_tokenizer_dir, tmp
     assert TextEncoder(folder).legacy and not TextEncoder(tiny_tokenizer_dir).legacy
 
 
+@pytest.mark.parametrize("setting", [True, False])
+def test_legacy_survives_saving_by_transformers(tiny_tokenizer_dir, tmp_path, setting):
+    from transformers import AutoTokenizer
+
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t", legacy=setting)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    assert TextEncoder(tmp_path / "saved").legacy is setting
+    assert tokenizer_fingerprint(tmp_path / "saved") == tokenizer_fingerprint(folder)
+
+
 def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"there is a tokenizer\.model: load it once with transformers"):

@@ -1,12 +1,13 @@
 """Rows to micro-batches: what is kept, where it lies, and what a step knows of itself."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from dataprep.images import dummy_image, pad_colour
+from dataprep.images import dummy_image, load_image, pad_colour
 from dataprep.shards import ShardReader
 from tests.trainer.tiny_run import IMAGE_START, NUM_PATCHES, ROW_TOKENS, TINY
 from trainer.batches import StepDataset, collate, load_steps, read_picture
@@ -145,6 +146,17 @@ def test_a_damaged_shard_is_a_fault(workplace, tmp_path):
     fault = dataset[0].fault
     assert fault is not None
     assert "shard-00000.h5: damaged" in fault
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_picture_is_fitted_as_the_shards_say(workplace, fit):
+    row = next(row for row in map(workplace.reader.__getitem__, range(4)) if row.has_image)
+    path = workplace.root / "images" / row.img_path
+    layout = replace(workplace.layout, image_fit=fit)
+    picture = read_picture(row, layout, workplace.root / "images")
+    padded, cropped = (load_image(path, 28, each, pad_colour(TINY.image_mean)) for each in ("pad", "crop"))
+    assert not np.array_equal(padded, cropped)
+    assert np.array_equal(picture, padded if fit == "pad" else cropped)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

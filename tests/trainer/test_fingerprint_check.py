@@ -29,7 +29,12 @@ def test_shards_that_fit_pass(model_folder, tiny_tokenizer_dir):
         ({"phase": 1}, ("phase 1", "phase 2")),
         ({"tokenizer_fingerprint": "f" * 64}, ("ffffffffffff…", "tokenizer is ")),
         ({"vocab_size": 401}, ("401", "400")),
-        ({"num_patches": 9}, ("9", "4")),
+        ({"num_patches": 9, "hole_length": 10}, ("9", "4")),
+        ({"max_seq_length": 6}, ("3 to 7", "a row of 6")),
+        ({"image_start_idx": 1}, ("2 to 7", "1 to 5")),
+        ({"image_start_idx": 4}, ("2 to 7", "4 to 8")),
+        ({"hole_start": 4, "hole_length": 3}, ("4 to 7", "3 to 7")),
+        ({"hole_length": 4}, ("2 to 6", "3 to 7")),
         ({"image_size": 42}, ("42", "28")),
         ({"image_mean": (0.5, 0.4, 0.31)}, ("(0.5, 0.4, 0.31)", "(0.5, 0.4, 0.3)")),
         ({"image_std": (0.2, 0.3, 0.2)}, ("(0.2, 0.3, 0.2)", "(0.2, 0.3, 0.25)")),
@@ -49,7 +54,7 @@ def test_rows_longer_than_the_models_positions_are_refused(model_folder, tiny_to
 
 
 def test_every_difference_is_told_at_once(model_folder, tiny_tokenizer_dir):
-    layout = replace(tiny_layout(tiny_tokenizer_dir), phase=1, num_patches=9, vocab_size=500)
+    layout = replace(tiny_layout(tiny_tokenizer_dir), phase=1, num_patches=9, hole_length=10, vocab_size=500)
     with pytest.raises(IntegrityError) as refused:
         check_fingerprint(layout, LENGTHS, TINY, model_folder, phase=2)
     assert [line.split(":")[0] for line in str(refused.value).splitlines()] == ["phase", "vocabulary", "image patches"]

@@ -1,15 +1,21 @@
 """Whole runs on a CPU: what must not change what is learned, and what must stop a run."""
 
 import json
+import math
+import os
+import stat
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.tiny_run import ROW_TOKENS, assert_same_steps, losses_of, metrics_of, weights_of
-from trainer.errors import ConflictError, IntegrityError, TrainError
+from trainer.batches import StepDataset, collate, read_picture
+from trainer.errors import ConflictError, IntegrityError, StorageError, TrainError
 from trainer.model import load_layout, load_model
+from trainer.packing import SampleOrder
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,31 @@ def test_what_comes_out_is_a_whole_model_folder(workplace, packed):
     layout = load_layout(packed / "final")
     assert layout is not None
     assert layout["tokenizer_fingerprint"] == workplace.layout.tokenizer_fingerprint
+
+
+def test_a_steps_loss_and_gradient_are_those_of_one_batch_by_the_trained_token(workplace, tmp_path):
+    workplace.train(tmp_path, global_batch_size=23, max_tokens=64, max_steps=1, epochs=None)
+    reader = workplace.reader
+    # Several micro-batches, which differ in trained tokens: a mean of means would be another number.
+    order = SampleOrder(reader.lengths, seed=0, samples_per_step=23)
+    (step,) = [StepDataset(reader, order, workplace.root / "images", 64)[0]]
+    assert len({micro_batch.sizes[-1] for micro_batch in step.micro_batches}) > 2
+    model, _ = load_model(workplace.root / "start")
+    model.vision.requires_grad_(False)
+    rows = [reader[index] for index in range(23)]
+    pictures = [read_picture(row, workplace.layout, workplace.root / "images") for row in rows if row.has_image]
+    inputs = collate(rows, pictures, workplace.layout).to(torch.device("cpu")).inputs
+    trained = np.concatenate([row.loss_mask[~row.key_padding_mask] for row in rows])
+    labels = np.concatenate([row.labels[row.loss_mask] for row in rows])
+    logits = model(inputs)[torch.from_numpy(trained)].double()
+    chosen = logits.log_softmax(dim=1)[torch.arange(len(labels)), torch.from_numpy(labels).long()]
+    loss = -chosen.sum() / int(trained.sum())
+    loss.backward()
+    squares = sum(p.grad.double().square().sum().item() for p in model.parameters() if p.grad is not None)
+    (metrics,) = metrics_of(tmp_path)
+    assert metrics["num_loss_tokens"] == len(labels) != 23
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
 def test_rows_trained_as_stored_take_the_same_steps(workplace, packed, tmp_path):
@@ -165,7 +196,7 @@ def test_a_run_that_cannot_work_says_so_before_it_starts(workplace, tmp_path, ch
 
 
 def test_shards_without_rows_are_refused(workplace, tmp_path):
-    manifest = {"layout": workplace.layout.attributes(), "shards": []}
+    manifest = {"layout": workplace.layout.attributes(), "shards": [], "accounting": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainError, match="holds no rows"):
         workplace.train(tmp_path / "out", data={"shards": tmp_path})
@@ -177,3 +208,33 @@ def test_an_output_folder_of_another_run_is_left_alone(workplace, packed, tmp_pa
     (tmp_path / "final").mkdir()
     with pytest.raises(ConflictError, match="final exists, and no checkpoint to resume"):
         workplace.train(tmp_path)
+
+
+def test_weights_beside_an_unfinished_run_are_found_before_training(workplace, tmp_path):
+    workplace.train(tmp_path, stop_after=1)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ConflictError, match="final exists, but .*step-00000001 has 9 steps to go"):
+        workplace.train(tmp_path)
+    assert len(metrics_of(tmp_path)) == 1
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_in_one_sentence(workplace, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("trainer.model.folder.save_file", full)
+    with pytest.raises(StorageError, match=r"final cannot be written \([\d.]+ GB are free there\): .*No space left"):
+        workplace.train(tmp_path, max_steps=1, epochs=None)
+    assert not (tmp_path / "final").exists()
+    monkeypatch.undo()
+    assert workplace.train(tmp_path, max_steps=1, epochs=None) == 0
+    assert weights_of(tmp_path)
+
+
+def test_the_weights_may_be_read_by_whom_the_umask_says(workplace, tmp_path):
+    before = os.umask(0o027)
+    try:
+        workplace.train(tmp_path, max_steps=1, epochs=None)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "final/model.safetensors").stat().st_mode) == 0o640

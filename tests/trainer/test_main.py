@@ -11,6 +11,7 @@ import yaml
 from configs import ConfigError
 from tests.trainer.tiny_run import losses_of
 from trainer.main import main, read_config
+from trainer.model import FolderConflict, FolderError
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,3 +96,31 @@ def test_help_names_the_shipped_configs(capsys):
 
 def test_no_file_of_the_folder_is_named_like_a_standard_module():
     assert not {path.stem for path in (ROOT / "trainer").glob("*.py")} & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("place", ["out", "out/inside"])
+def test_a_file_in_the_output_folders_place_is_a_usage_error(config_file, tmp_path, capsys, place):
+    (tmp_path / "out").write_text("here first")
+    assert main([str(config_file), f"output_dir={tmp_path / place}"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: output_dir: {tmp_path / place} is no folder that can be written to: " in said
+    assert said.count("\n") == 1
+
+
+def test_two_keys_that_exclude_each_other_are_named_without_the_rest_of_the_config(config_file, capsys):
+    assert main([str(config_file), "epochs=2", "max_steps=3"]) == 2
+    sentence = "config: give exactly one of epochs and max_steps; both are given"
+    assert capsys.readouterr().err == f"error: {config_file}: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(FolderConflict("final already exists"), 4), (FolderError("no weights"), 5), (OSError(28, "No space left"), 6)],
+)
+def test_every_kind_of_error_has_its_exit_code(config_file, capsys, monkeypatch, error, exit_code):
+    def stop(*arguments):
+        raise error
+
+    monkeypatch.setattr("trainer.main.train", stop)
+    assert main([str(config_file)]) == exit_code
+    assert capsys.readouterr().err == f"error: {error}\n"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from trainer.errors import IntegrityError
 from trainer.metrics import MetricsLog, StepMetrics, forget_steps_after
 
 STEP = StepMetrics(
@@ -66,3 +67,13 @@ def test_steps_that_a_resumed_run_does_again_are_forgotten(tmp_path, ending):
     path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + ending)
     forget_steps_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("damaged", ["[]", "3", "{}", '{"step": "two"}', '{"step": 2, "lo'])
+def test_a_damaged_line_is_named(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + damaged + '\n{"step": 3}\n')
+    before = path.read_bytes()
+    with pytest.raises(IntegrityError, match=r"metrics.jsonl:2: expected a step's metrics, found "):
+        forget_steps_after(path, 3)
+    assert path.read_bytes() == before

@@ -1,5 +1,7 @@
 """What is trained, and how fast."""
 
+import math
+
 import pytest
 import torch
 
@@ -75,6 +77,23 @@ def test_the_cosine_is_hugging_faces_behind_the_warm_up():
             assert lr_factor(step, 100, 0.03) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()
+
+
+def test_a_warm_up_of_a_broken_number_of_steps_is_rounded_up():
+    # 3 % of 37 steps are 1.11: two steps of warm-up, then 35 of cosine.
+    assert [lr_factor(step, 37, 0.03) for step in range(3)] == [1 / 3, 2 / 3, 1.0]
+    assert lr_factor(20, 37, 0.03) == pytest.approx(0.5 * (1 + math.cos(math.pi * 18 / 35)), abs=1e-12)
+
+
+def test_the_optimizer_gets_every_setting_of_the_config(model):
+    freeze(model, FROZEN_BY_PHASE[2])
+    settings = {"beta1": 0.83, "beta2": 0.971, "eps": 3e-7, "weight_decay": 0.017}
+    optimizer = build_optimizer(
+        model.named_parameters(), OptimizerConfig(peak_lr=3e-4, projector_peak_lr=7e-4, **settings)
+    )
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.83, 0.971), 3e-7, 0.017)
+    assert [group["peak_lr"] for group in optimizer.param_groups] == [7e-4, 3e-4]
 
 
 def test_no_warm_up_starts_at_the_peak():

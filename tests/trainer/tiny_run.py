@@ -93,7 +93,7 @@ def write_shards(folder: Path, layout: RowLayout, rows: list[Row]) -> None:
         image = writer.finish()
         (folder / f"shard-{number:05d}.h5").write_bytes(image.content)
         shards.append({"file": f"shard-{number:05d}.h5", "rows": image.num_rows, "sha256": image.sha256})
-    manifest = {"layout": layout.attributes(), "shards": shards}
+    manifest = {"layout": layout.attributes(), "shards": shards, "accounting": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ from trainer.model.config import LanguageConfig, LlavaConfig, ProjectorConfig, V
 from trainer.model.folder import (
     FolderConflict,
     FolderError,
+    listed,
     load_config,
     load_layout,
     load_model,
@@ -28,6 +29,7 @@ __all__ = [
     "ProjectorConfig",
     "VisionConfig",
     "initialise",
+    "listed",
     "load_config",
     "load_layout",
     "load_model",

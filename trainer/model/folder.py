@@ -12,7 +12,7 @@ FOLDER/data.json            what the shards were that it was trained on; absent 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer"
 DATA = "data.json"
 
+#: Tensors that a message names, at most; a model has hundreds.
+MAX_NAMES = 10
+
 
 class FolderError(ValueError):
     """A model folder that is incomplete or damaged; one sentence."""
@@ -50,7 +53,7 @@ def load_model(
     """Load a checkpoint folder; memory: the model and one tensor.
 
     Raises `FolderError` when a file of the folder is missing or unreadable, or when tensors are missing, unknown or
-    of another shape than the config says: all of them are listed.
+    of another shape than the config says: the first of them are listed.
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -70,6 +73,8 @@ def load_config(folder: Path | str) -> LlavaConfig:
         return LlavaConfig.from_json(path)
     except OSError as error:
         raise FolderError(f"{folder} is incomplete: {CONFIG} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise FolderError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -77,9 +82,20 @@ def load_config(folder: Path | str) -> LlavaConfig:
 
 
 def load_layout(folder: Path | str) -> dict[str, Any] | None:
-    """Return what `data.json` says of the shards the model was trained on; None for starting weights."""
+    """Return what `data.json` says of the shards the model was trained on; None for starting weights.
+
+    Raises `FolderError` when the file holds something else than a table.
+    """
     path = Path(folder) / DATA
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        layout = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FolderError(f"{path} is not JSON: {error}") from error
+    if not isinstance(layout, dict):
+        raise FolderError(f"{path}: expected a table, found a {type(layout).__name__}")
+    return layout
 
 
 def fill_parameters(model: LlavaModel, folder: Path) -> None:
@@ -135,7 +151,13 @@ def _index(path: Path) -> dict[str, str]:
 
 def _refuse(folder: Path, what: str, names: list[str]) -> None:
     if names:
-        raise FolderError(f"{folder}: {len(names)} tensors are {what}: {', '.join(names)}")
+        raise FolderError(f"{folder}: {len(names)} tensors are {what}: {listed(names)}")
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """Return names as a message lists them: the first `MAX_NAMES`, and how many there are when there are more."""
+    shown = separator.join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more ({len(names)} in all)"
 
 
 def save_model(
@@ -155,6 +177,8 @@ def save_model(
         # Views into larger storage (gathered shards, say) would not be saved otherwise.
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state_dict.items()}
         save_file(tensors, str(unfinished / WEIGHTS), metadata={"format": "pt"})
+        # safetensors writes through a temporary file that only its owner may read; the others follow the umask.
+        shutil.copymode(unfinished / CONFIG, unfinished / WEIGHTS)
         shutil.copytree(tokenizer_dir, unfinished / TOKENIZER)
         if layout is not None:
             (unfinished / DATA).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")

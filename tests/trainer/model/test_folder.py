@@ -148,3 +148,16 @@ def test_shapes_are_known_without_weights(make_model):
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert parameter_shapes(model.config) == expected
     assert "projector.down.weight" not in expected
+
+
+def test_a_config_that_is_no_text_is_refused(saved):
+    (saved / "config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(FolderError, match="config.json is not UTF-8: invalid start byte at byte 0"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_a_fingerprint_that_is_no_table_is_refused(saved, content):
+    (saved / "data.json").write_text(content)
+    with pytest.raises(FolderError, match="data.json"):
+        load_layout(saved)
