@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def workspace(tmp_path, tiny_tokenizer_dir):
     return SimpleNamespace(root=tmp_path, write=write, job=job, tokenizer=tiny_tokenizer_dir, record=record)
 
 
+def _prepare(max_file_bytes: int | None) -> None:
+    """Set up a child: tests started in a shell's background inherit an ignored Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if max_file_bytes is not None:
+        # Python ignores SIGXFSZ, so a write beyond the limit is an OSError, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
+
 @pytest.fixture
 def command(tmp_path):
     """Run `llava-prep ...` in the workspace; returns the finished process."""
@@ -55,10 +64,7 @@ def command(tmp_path):
         program = [sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         options = {"cwd": tmp_path, "env": environment, "text": True}
-        if max_file_bytes is not None:
-            # Python ignores SIGXFSZ, so a write beyond the limit is an OSError, as on a full disk.
-            limits = (resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-            options["preexec_fn"] = lambda: resource.setrlimit(*limits)
+        options["preexec_fn"] = lambda: _prepare(max_file_bytes)
         words = [*program, *map(str, arguments)]
         if start:
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
