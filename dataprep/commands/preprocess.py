@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @click.option("--dataset", "name", required=True, help="Which dataset; `llava-prep datasets` lists them.")
 @click.option("--phase", type=click.Choice(["1", "2"]), help="Which phase's folder; by default the dataset's own.")
 @click.option("--input", "source", type=click.Path(path_type=Path), help="Raw data; default: ROOT/raw/NAME.")
-@click.option("--output", type=click.Path(path_type=Path), help="Default: ROOT/jsonl/phaseN/NAME.jsonl.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Default: ROOT/jsonl/phaseN/NAME.jsonl, or ROOT/jsonl/eval."
+)
 @click.option("--split", "splits", multiple=True, help="Which split, may be repeated; default: the training split.")
 @click.option("--prompts", default="llava15", show_default=True, help="Named set of response-format prompts.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes; one a file or split.")
@@ -66,10 +68,13 @@ def command(
         raise CommandError(f"--split names a split twice: {' '.join(splits)}")
     options = _options(dataset, root, source, splits, prompts)
     label = name if dataset.splits else source.stem
+    folder = f"phase{number}"
     if dataset.splits and options.splits != dataset.splits[:1]:
+        # Not among the phase's files, all of which `to-h5` takes by default.
+        folder = "eval"
         label = "-".join([name, *options.splits])
         say(f"{name}: {', '.join(options.splits)} instead of {dataset.splits[0]}: do not train on what you evaluate on")
-    path = output or root / "jsonl" / f"phase{number}" / f"{label}.jsonl"
+    path = output or root / "jsonl" / folder / f"{label}.jsonl"
     made_from = _made_from(dataset, source, options, limit)
     reports = root / "reports" / f"phase{number}"
     _refuse_another(path, reports, made_from)

@@ -62,7 +62,9 @@ def test_an_evaluation_split_is_named_and_kept_apart(workspace, command):
         path.rename(path.with_name(path.name.replace("train", "test")))
     done = command("preprocess", "--dataset", "chartqa", "--split", "test")
     assert "do not train on what you evaluate on" in done.stderr
-    assert (workspace.root / "data/jsonl/phase2/chartqa-test.jsonl").is_file()
+    assert (workspace.root / "data/jsonl/eval/chartqa-test.jsonl").is_file()
+    assert not (workspace.root / "data/jsonl/phase2").exists()
+    assert "next: llava-prep to-h5 --phase 2 --input data/jsonl/eval/chartqa-test.jsonl\n" in done.stdout
 
 
 def test_json_prints_one_object_on_stdout(workspace, command):
