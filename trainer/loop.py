@@ -26,7 +26,7 @@ from trainer.fingerprint import check_fingerprint
 from trainer.loss import loss_sum
 from trainer.metrics import MetricsLog, StepMetrics
 from trainer.model import LlavaConfig, LlavaModel, load_config, save_model
-from trainer.model.folder import fill_parameters
+from trainer.model.folder import fill_parameters, weights_identity
 from trainer.optimizer import build_optimizer, clip_gradients, freeze, lr_factor, set_learning_rates
 from trainer.packing import SampleOrder
 from trainer.stopping import StopSignal
@@ -45,6 +45,7 @@ class Plan:
     order: SampleOrder
     num_steps: int
     attention: str
+    starting_weights: str
 
     def state_after(self, step: int, world: World) -> RunState:
         """Return what a checkpoint records when `step` steps are done."""
@@ -52,7 +53,7 @@ class Plan:
             step=step,
             epoch=self.order.epoch_of(max(step - 1, 0)),
             settings=fixed_settings(self.config),
-            model=self.model.model_dump(mode="json"),
+            model={**self.model.model_dump(mode="json"), "starting_weights": self.starting_weights},
             data=self.rows.manifest_sha256,
             world_size=world.size,
             torch=torch.__version__,
@@ -74,7 +75,8 @@ def make_plan(config: TrainConfig, device: torch.device) -> Plan:
     _check_image_dir(config, rows)
     order = SampleOrder(rows.lengths, config.seed, config.global_batch_size, config.global_batch_tokens)
     num_steps = config.max_steps or order.num_steps(config.epochs or 1)
-    return Plan(config, model, rows, order, num_steps, _choose_attention(config.attention, device))
+    backend = _choose_attention(config.attention, device)
+    return Plan(config, model, rows, order, num_steps, backend, weights_identity(config.model))
 
 
 def _open_rows(config: TrainConfig) -> ShardReader:

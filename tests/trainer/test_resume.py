@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -102,3 +103,16 @@ def test_settings_of_speed_may_change_between_stop_and_resume(workplace, uninter
     assert workplace.train(tmp_path, max_tokens=300, num_workers=1, save_every=2, keep=1) == 0
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted), rel=1e-6)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_other_starting_weights_are_another_run_wherever_they_lie(workplace, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    assert workplace.train(tmp_path / "run", stop_after=2) == 0
+    shutil.copytree(workplace.root / "start", tmp_path / "moved")
+    assert workplace.train(tmp_path / "run", model=tmp_path / "moved", stop_after=3) == 0
+    path = tmp_path / "moved" / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(TrainError, match="model.starting_weights was"):
+        workplace.train(tmp_path / "run", model=tmp_path / "moved")

@@ -9,6 +9,7 @@ FOLDER/data.json            what the shards were that it was trained on; absent 
 ```
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,11 @@ DATA = "data.json"
 
 #: Tensors that a message names, at most; a model has hundreds.
 MAX_NAMES = 10
+
+
+#: Blocks of a weight file that its identity is taken from, and their size.
+NUM_PROBES = 64
+PROBE_BYTES = 1 << 16
 
 
 class FolderError(ValueError):
@@ -182,6 +188,22 @@ def save_model(
         shutil.copytree(tokenizer_dir, unfinished / TOKENIZER)
         if layout is not None:
             (unfinished / DATA).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+
+
+def weights_identity(folder: Path) -> str:
+    """Return a hash of a folder's weights, wherever it lies: file sizes, and `NUM_PROBES` blocks spread over each file.
+
+    A large model's weights are not read whole for this; other weights differ in nearly every block.
+    """
+    identity = hashlib.sha256()
+    for path in sorted(set(tensor_files(folder).values())):
+        size = path.stat().st_size
+        identity.update(f"{path.name}:{size};".encode())
+        with open(path, "rb") as file:
+            for number in range(NUM_PROBES):
+                file.seek(size * number // NUM_PROBES)
+                identity.update(file.read(PROBE_BYTES))
+    return identity.hexdigest()
 
 
 @contextmanager
