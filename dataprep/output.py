@@ -12,13 +12,14 @@ tokenizer/            the tokenizer's files, so that the shards can be read back
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataprep.compiler import Result, Tally
 from dataprep.errors import CommandError, Exit
 from dataprep.plan import Task
+from dataprep.provenance import differences
 from dataprep.shards.fingerprint import TOKENIZER_FILES
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.shards.reader import MANIFEST_NAME, file_sha256
@@ -46,7 +47,7 @@ class OutputFolder:
             before = _read(path)
             if before is None:
                 raise CommandError(f"{path}: damaged; delete {self.folder} and start anew", Exit.CONFLICT)
-            changed = list(_differences(before, json.loads(json.dumps(identity))))
+            changed = list(differences(before, json.loads(json.dumps(identity))))
             if changed:
                 raise CommandError(
                     f"{self.folder}: holds shards of another run: {'; '.join(changed[:5])}."
@@ -178,25 +179,6 @@ Made from:
 Check with `llava-prep verify`, look at rows with `llava-prep inspect`. The format is described in
 `dataprep/shards/README.md` of llava-prep; every refused record stands in `refused.jsonl`.
 """
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Name what differs between two plain values, with both."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{place}[{index}]")
-    elif before != now:
-        yield f"{place} was {_short(before)}, is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return f"{len(value)} entries"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _read(path: Path) -> dict[str, Any] | None:

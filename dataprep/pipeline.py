@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from dataprep.compiler import Compiler, Tally, find_layout
 from dataprep.config import CompileConfig
 from dataprep.encoding import TextEncoder
 from dataprep.errors import NO_SPACE, CommandError, Exit
+from dataprep.locking import only_run
 from dataprep.output import OutputFolder
 from dataprep.plan import InputFile, Task, plan, survey
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
@@ -69,7 +68,7 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
     """
     with _space(job.output):
         job.output.mkdir(parents=True, exist_ok=True)
-        with _locked(job.output):
+        with only_run(job.output / ".lock", job.output):
             return _run_locked(job, workers, progress, started)
 
 
@@ -190,19 +189,6 @@ def _work(task: Task) -> dict[str, Any]:
     assert _worker is not None
     compiler, output = _worker
     return output.save(task, compiler.run(task))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise CommandError(f"{folder}: another run is writing here", Exit.CONFLICT) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

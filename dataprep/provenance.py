@@ -1,4 +1,4 @@
-"""How jsonl files were made: the reports of `preprocess` and `mix` under ROOT/reports, and what they forbid."""
+"""How files were made: the reports of `preprocess` and `mix` under ROOT/reports, what they forbid, and what changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refuse_replacing(output: Path, report: Path, made_from: Mapping[str, Any], w
     # The report's own name is the file's; how its path was typed, and from where, says nothing.
     if PurePath(before.get("output", "")).name != output.name:
         raise CommandError(f"{output}: there already, and no report says how it was made. {way_out}", Exit.CONFLICT)
-    changes = list(_changes({key: before.get(key) for key in made_from}, made_from))
+    changes = list(differences({key: before.get(key) for key in made_from}, dict(made_from)))
     if changes:
         more = [f"{len(changes) - _NAMED} more"] if len(changes) > _NAMED else []
         raise CommandError(
@@ -90,20 +90,35 @@ def check_source(root: Path, path: Path) -> str | None:
     return None
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Name each plain value that differs, with its place."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
-    for key in {**new, **old}:
-        if old.get(key) != new.get(key):
-            yield f"{key} was {old.get(key)}, is {new.get(key)}"
+def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Name what differs between two plain values, with both: `config.seed was 0, is 1`."""
+    old_files, new_files = _by_file(before), _by_file(now)
+    if old_files and new_files:
+        if old_files == new_files and list(old_files) != list(new_files):
+            yield f"the order of {place} was {', '.join(old_files)}, is {', '.join(new_files)}"
+        yield from differences(old_files, new_files, place)
+    elif isinstance(before, dict) and isinstance(now, dict):
+        for key in {**now, **before}:
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{place}.{index}")
+    elif before != now:
+        yield f"{place} was {_short(before)}, is {_short(now)}"
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{place}.{number}")
-    else:
-        yield place, value
+def _by_file(value: Any) -> dict[str, Any]:
+    """Return a list of inputs by their files, so that what is said of one names it; nothing for any other value."""
+    if isinstance(value, list) and all(isinstance(item, dict) and "file" in item for item in value):
+        by_file = {item["file"]: item for item in value}
+        return by_file if len(by_file) == len(value) else {}
+    return {}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    if isinstance(value, dict):
+        return "there"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,7 +6,8 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def table(rows: list[tuple[str, Any]]) -> str:
     """Return two aligned columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+@contextmanager
+def records_bar(quiet: bool, what: str | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar of records on a terminal, nothing elsewhere; give what is to be called with their number."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" records", disable=True if quiet else None) as bar:
+
+        def progress(records: int) -> None:
+            bar.update(records)
+
+        yield progress
 
 
 def _terminate(signum: int, frame: Any) -> None:

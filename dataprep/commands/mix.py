@@ -6,15 +6,16 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataprep.commands.door import door, result, say
+from dataprep.commands.door import door, records_bar, result, say
 from dataprep.errors import CommandError, Exit
+from dataprep.locking import only_run
 from dataprep.provenance import check_source, refuse_replacing
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def command(context: click.Context, max_refused: float, dry_run: bool, as_json: 
 
     typed_root = ["--root", str(context.obj)] if context.obj else []
     job = _job(context.obj or load_workspace().root, typed_root, **given)
-    values = _run(job, dry_run, as_json)
+    with nullcontext() if dry_run else only_run(job.report.with_name(f".{job.name}.lock"), job.output):
+        values = _run(job, dry_run, as_json)
     result(values, as_json, _summary(job, values, dry_run))
     refused, records = _refused(values).total(), sum(file["records"] for file in values["files"].values())
     if refused <= max_refused * records:
@@ -142,7 +144,7 @@ def _run(job: _Job, dry_run: bool, quiet: bool) -> dict[str, Any]:
         if not dry_run:
             job.refuse_replacing(_made_from(job))
             refuse = stack.enter_context(_refusals(job))
-        with _bar(quiet, "reading") as progress:
+        with records_bar(quiet, "reading") as progress:
             offers, accounts = survey(job.config, job.root, refuse, progress)
         made_from = {**_made_from(job), "inputs": {file: account.sha256 for file, account in accounts.items()}}
         if not dry_run:
@@ -178,21 +180,9 @@ def _write(job: _Job, mixture: Mixture, quiet: bool) -> dict[str, Any]:
     from dataprep.shards.writer import whole_file
 
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(job.output) as file, _bar(quiet, "writing") as progress:
+    with whole_file(job.output) as file, records_bar(quiet, "writing") as progress:
         content = mixture.write(file, progress)
     return {"output": str(job.output), "sha256": content}
-
-
-@contextmanager
-def _bar(quiet: bool, what: str) -> Iterator[Callable[[int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=" records", disable=True if quiet else None) as bar:
-
-        def progress(records: int) -> None:
-            bar.update(records)
-
-        yield progress
 
 
 def _made_from(job: _Job) -> dict[str, Any]:

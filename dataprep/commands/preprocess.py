@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dataprep.commands.door import door, result, say, table
+from dataprep.commands.door import door, records_bar, result, say, table
 from dataprep.commands.preprocess_options import dataset_named, options_of, parts_of, phase_of
 from dataprep.errors import CommandError, Exit
+from dataprep.locking import only_run
 from dataprep.provenance import check_source, refuse_replacing
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(context: click.Context, **given: Any) -> int:
     if context.get_parameter_source("prompts") == ParameterSource.DEFAULT:
         given["prompts"] = None
     job = _job(root, **given)
-    with _locked(job):
+    with only_run(job.reports / f".{job.label}.lock", job.output):
         if not given["overwrite"]:
             way_out = "Name another --output, or replace it with --overwrite"
             refuse_replacing(job.output, job.report, _made_from(job), way_out)
@@ -178,40 +178,10 @@ def _say_splits(dataset: Dataset, options: Options) -> None:
         say(f"{dataset.name}: {chosen} for training; {' and '.join(others)} kept out (--split asks for them)")
 
 
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar of records on a terminal, nothing elsewhere."""
-    from tqdm import tqdm
-
-    with tqdm(unit=" records", disable=True if quiet else None) as bar:
-
-        def progress(records: int) -> None:
-            bar.update(records)
-
-        yield progress
-
-
-@contextmanager
-def _locked(job: _Job) -> Iterator[None]:
-    """Keep a second run away from the same files."""
-    import filelock
-
-    job.reports.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(job.reports / f".{job.label}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise CommandError(f"{job.output}: another run is writing it", Exit.CONFLICT) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _convert(job: _Job, workers: int, quiet: bool) -> Accounting:
     from dataprep.preprocess import convert
 
-    with _bar(quiet) as progress:
+    with records_bar(quiet) as progress:
         return convert(job.dataset, job.parts, job.options, job.output, job.refused, workers, job.limit, progress)
 
 

@@ -42,7 +42,7 @@ from dataprep.datasets.base import Dataset, Item, Options, Part, Refused, image_
 from dataprep.datasets.options import NULL, are_letters, is_letter, pruned, pruning
 from dataprep.datasets.pictures import content_name, keep_picture, stored_bytes
 from dataprep.datasets.questions import Question, fault, records
-from dataprep.datasets.raw import Picture, found, table_parts, typed
+from dataprep.datasets.raw import Picture, found, numbered_rows, table_parts, typed
 from dataprep.errors import CommandError
 from dataprep.prompts import Choice, choose_between
 
@@ -323,12 +323,8 @@ def _painted(question: Question, letters: set[str], diagram: Diagram, options: O
 
 
 def _rows(part: Part, options: Options) -> Iterator[Question | Refused]:
-    number = 0
-    for table in part.tables:
-        for line, values in table.rows(Row.__struct_fields__):
-            number += 1
-            row = typed(values, Row, table.name, line)
-            yield row if isinstance(row, Refused) else _of_row(row, number, table.name, line, part, options)
+    for number, file, line, row in numbered_rows(part, Row):
+        yield row if isinstance(row, Refused) else _of_row(row, number, file, line, part, options)
 
 
 def _of_row(row: Row, number: int, file: str, line: int, part: Part, options: Options) -> Question | Refused:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from configs import StrictConfig
 from dataprep.conversation import Conversation, Refusal
+from dataprep.images import ImageFault, resolve_key
 from dataprep.prompts import PromptSet
 from dataprep.tables import Hub, Table
 
@@ -121,8 +122,8 @@ def image_key(folder: Path, name: str, options: Options) -> str:
     Raises:
         Refusal: `unsafe_image_path`, the name does not stay under the folder.
     """
-    parts = PurePosixPath(name).parts
-    unsafe = name.startswith(("/", "~")) or ".." in parts or "\\" in name or "\0" in name or name[1:2] == ":"
-    if unsafe or not parts:
-        raise Refusal("unsafe_image_path", f"picture {name!r} does not stay under {folder.name}/")
+    try:
+        resolve_key(folder, name)
+    except ImageFault:
+        raise Refusal("unsafe_image_path", f"picture {name!r} does not stay under {folder.name}/") from None
     return (folder.absolute().relative_to(options.image_root) / name).as_posix()

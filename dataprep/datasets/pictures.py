@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path, PurePosixPath
 
 from dataprep.conversation import Refusal
 from dataprep.datasets.base import Options
 from dataprep.datasets.raw import Picture
+from dataprep.shards.writer import whole_file
 
 #: First bytes of a file, and the extension that goes with them. Published names lie too often to be kept.
 _MAGIC = (
@@ -76,11 +76,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there with all its bytes or not at all, also where two workers write it at once."""
+    """Write a picture that is there with all its bytes or not at all, also where two workers write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, durable=False) as file:  # a hundred thousand small files: what is lost is written again
+        file.write(content)

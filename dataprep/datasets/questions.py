@@ -56,6 +56,9 @@ class Question(msgspec.Struct, frozen=True, gc=False):
     """Above 0 for a further answer to a question that was asked already: those go into records of their own."""
 
 
+_encoder = msgspec.msgpack.Encoder()
+
+
 def records(questions: Iterable[Question | Refused], name: str, part: Part, options: Options) -> Iterator[Item]:
     """Yield what becomes of the questions of a part.
 
@@ -151,15 +154,16 @@ def _evaluation(questions: Iterable[Question | Refused], prefix: str, options: O
             yield Refused("repeated_id", detail, question.file, question.line, question.id)
         else:
             names.add(question.name)
-            yield _encodable(question) or _evaluation_record(question, prefix, options)
+            content = _encoded(question)
+            yield content if isinstance(content, Refused) else _evaluation_record(question, prefix, options)
 
 
-def _encodable(question: Question) -> Refused | None:
+def _encoded(question: Question) -> bytes | Refused:
+    """Return a question as bytes, or its refusal: a file's name need not be UTF-8, and no record could hold it."""
     try:
-        msgspec.msgpack.encode(question)
+        return _encoder.encode(question)
     except UnicodeEncodeError:
         return Refused("not_utf8", "a name or text is not UTF-8", question.file, question.line, question.id)
-    return None
 
 
 def _evaluation_record(question: Question, prefix: str, options: Options) -> Item:
@@ -188,14 +192,13 @@ class _Spool:
         self._file = file
         self._groups: dict[str, int] = {}
         self._numbers, self._offsets = array("q"), array("q", [0])
-        self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Question)
 
     def add(self, question: Question) -> Refused | None:
-        """Keep a question, or return its refusal: a file's name need not be UTF-8, and no record could hold it."""
-        if (refused := _encodable(question)) is not None:
-            return refused
-        content = self._encoder.encode(question)
+        """Keep a question, or return its refusal."""
+        content = _encoded(question)
+        if isinstance(content, Refused):
+            return content
         # A question without a picture shares its record with no other.
         key = f"{question.group}\0{question.image}" if question.image is not None else f"{len(self._numbers)}"
         self._numbers.append(self._groups.setdefault(key, len(self._groups)))

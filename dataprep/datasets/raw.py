@@ -58,6 +58,15 @@ def rows_of(table: Table, kind: type[Row]) -> Iterator[tuple[int, Row | Refused]
         yield line, typed(values, kind, table.name, line)
 
 
+def numbered_rows(part: Part, kind: type[Row]) -> Iterator[tuple[int, str, int, Row | Refused]]:
+    """Yield the rows of all tables of a part: the number in the part, the table's name, the row's number, the row."""
+    number = 0
+    for table in part.tables:
+        for line, row in rows_of(table, kind):
+            number += 1
+            yield number, table.name, line, row
+
+
 def found(folder: Path, name: str, depth: int = 2) -> Path | None:
     """Return the file or folder `name` in `folder` or up to `depth` folders below it, the nearest and first by name.
 

@@ -37,7 +37,7 @@ from dataprep.datasets.base import Dataset, Duplicate, Item, Options, Part, Refu
 from dataprep.datasets.options import pruned, pruning
 from dataprep.datasets.pictures import content_name, keep_picture, stored_bytes
 from dataprep.datasets.questions import Question, records
-from dataprep.datasets.raw import Picture, decoded, found, table_parts, typed
+from dataprep.datasets.raw import Picture, decoded, found, numbered_rows, table_parts
 from dataprep.errors import CommandError
 from dataprep.json_stream import object_members
 from dataprep.prompts import choose_between
@@ -213,12 +213,8 @@ def _no_pictures(pid: str, part: Part) -> CommandError:
 
 
 def _rows(part: Part, options: Options) -> Iterator[Question | Refused]:
-    number = 0
-    for table in part.tables:
-        for line, values in table.rows(Row.__struct_fields__):
-            number += 1
-            row = typed(values, Row, table.name, line)
-            yield row if isinstance(row, Refused) else _of_row(row, number, table.name, line, part, options)
+    for number, file, line, row in numbered_rows(part, Row):
+        yield row if isinstance(row, Refused) else _of_row(row, number, file, line, part, options)
 
 
 def _of_row(row: Row, number: int, file: str, line: int, part: Part, options: Options) -> Question | Refused:

@@ -119,8 +119,11 @@ class ShardWriter:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Give a file to write; it gets the name `path` when the block ends well, and nothing is left when it does not.
+
+    Args:
+        durable: wait until the disk has it, so that it is whole after a power failure too.
 
     Raises:
         OSError: errno 28 where the disk is full.
@@ -129,13 +132,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def publish(path: Path, content: bytes) -> None:

@@ -86,7 +86,7 @@ def test_another_config_or_input_in_the_same_folder_is_refused(workspace):
         run_job(workspace.job(path, max_seq_length=180), 1, quiet)
     assert caught.value.code == Exit.CONFLICT
     mixture(workspace, 21)
-    with pytest.raises(CommandError, match=r"inputs\[0\].bytes was \d+, is \d+"):
+    with pytest.raises(CommandError, match=r"inputs\.a\.jsonl\.bytes was \d+, is \d+"):
         run_job(workspace.job(path), 1, quiet)
 
 

@@ -146,9 +146,9 @@ def test_another_config_or_input_does_not_replace_a_mixture(root, command):
     sentence = "data/mix/small.jsonl: made by another command: config.seed was 0, is 1. Give another name"
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
     (root / "small.yaml").write_text(SMALL.replace("25", "24"))
-    assert "config.sources.0.max was 25, is 24" in command("mix", "small.yaml").stderr
+    assert "config.sources.jsonl/phase2/one.jsonl.max was 25, is 24" in command("mix", "small.yaml").stderr
     (root / "small.yaml").write_text(SMALL.split("  - file: jsonl/phase2/two")[0])
-    assert "config.sources.1.file was jsonl/phase2/two.jsonl, is None" in command("mix", "small.yaml").stderr
+    assert "config.sources.jsonl/phase2/two.jsonl was there, is null" in command("mix", "small.yaml").stderr
     (root / "small.yaml").write_text(SMALL)
     write(root / "data", "two", records("two", "raw/two", reasoning=21))
     done = command("mix", "small.yaml")

@@ -50,7 +50,7 @@ def test_a_trial_does_not_take_the_place_of_the_whole(workspace, command, chart_
     whole = (workspace.root / "data/jsonl/phase2/chartqa.jsonl").read_bytes()
     done = command(*words, "--limit", 1)
     assert done.returncode == 4
-    assert "chartqa.jsonl: made by another command: limit was None, is 1. Name another --output" in done.stderr
+    assert "chartqa.jsonl: made by another command: limit was null, is 1. Name another --output" in done.stderr
     assert (workspace.root / "data/jsonl/phase2/chartqa.jsonl").read_bytes() == whole
 
 
