@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataprep.config import CompileConfig
-from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn, parse, read_lines, validate
+from dataprep.conversation import Conversation, Refusal, parse, read_lines, validate
 from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
 from dataprep.images import ImageFault
+from dataprep.layouts import find_layout
 from dataprep.plan import Task
 from dataprep.rows import fits, lay_out, shorten
-from dataprep.shards.layout import Row, RowLayout, Source
+from dataprep.shards.layout import Row, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
 from dataprep.templates import TEMPLATES, Span
 from dataprep.verdicts import ImageVerdicts
@@ -65,10 +66,6 @@ class Tally:
         return self.records == self.written + self.num_refused + self.deduplicated
 
 
-class LayoutError(ValueError):
-    """A config and a tokenizer that no row can be made of."""
-
-
 class Result(NamedTuple):
     """What a task made."""
 
@@ -81,49 +78,6 @@ class _Pending(NamedTuple):
     conversation: Conversation
     spans: list[Span]
     source: Source
-
-
-def find_layout(config: CompileConfig, encoder: TextEncoder) -> RowLayout:
-    """Find where the picture stands by rendering and encoding; it is never typed in.
-
-    Raises:
-        LayoutError: the row is too short for prompt and picture, or the vocabulary too large for the dtype.
-    """
-    num_patches = config.image.num_patches
-    template = TEMPLATES[config.template]
-    turns = [Turn("human", f"{IMAGE_TAG}\na"), Turn("gpt", "a")]
-    shown = encode(template.render(Conversation("", "a", turns), encoder.legacy), encoder, num_patches)
-    hole_start, hole_length = shown.image_start, num_patches
-    if config.phase == 2:
-        text_only = Conversation("", None, [Turn("human", "a"), Turn("gpt", "a")])
-        hidden = ~encode(template.render(text_only, encoder.legacy), encoder, num_patches).attended
-        hole_start, hole_length = int(hidden.argmax()), int(hidden.sum())
-    if shown.image_start + num_patches >= config.max_seq_length:
-        raise LayoutError(
-            f"max_seq_length {config.max_seq_length}: the prompt and {num_patches} image slots take"
-            f" {shown.image_start + num_patches}, which leaves no room for an answer"
-        )
-    if config.dtype == "uint16" and encoder.vocab_size > 1 << 16:
-        raise LayoutError(f"dtype uint16: the vocabulary has {encoder.vocab_size} ids; use int32")
-    return RowLayout(
-        max_seq_length=config.max_seq_length,
-        num_patches=num_patches,
-        image_start_idx=shown.image_start,
-        hole_start=hole_start,
-        hole_length=hole_length,
-        phase=config.phase,
-        template=config.template,
-        bos_id=encoder.bos_id,
-        eos_id=encoder.eos_id,
-        pad_id=encoder.pad_id,
-        vocab_size=encoder.vocab_size,
-        tokenizer_fingerprint=encoder.fingerprint,
-        image_size=config.image.size,
-        image_mean=config.image.mean,
-        image_std=config.image.std,
-        image_fit=config.image.fit,
-        config_sha256=config.sha256(),
-    )
 
 
 class Compiler:

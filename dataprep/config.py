@@ -50,16 +50,37 @@ class CompileConfig(StrictConfig):
     phase: Literal[1, 2]
     """1: captions, the projector learns; 2: conversations."""
 
-    template: Literal["plain", "plain_eos", "vicuna_v1"]
-    """The wording around the turns (`dataprep/templates.py`)."""
+    template: Literal["plain", "plain_eos", "vicuna_v1", "llama2", "llama3", "chatml", "mistral", "zephyr", "tokenizer"]
+    """The wording around the turns (`dataprep/templates.py`); `tokenizer`: the tokenizer's own chat template."""
 
     max_seq_length: int = Field(default=2048, gt=1)
     """Slots of a row, the image slots included."""
+
+    row_width: Literal["fixed", "fit"] = "fixed"
+    """`fit` widens the rows by the hole of text-only samples, so that those too may have `max_seq_length` tokens."""
 
     image: ImageConfig = ImageConfig()
 
     check_images: Literal["decode", "header", "exists", "none"] = "decode"
     """How thoroughly each distinct picture is looked at."""
+
+    images: Literal["path", "embed"] = "path"
+    """`embed` puts each picture into its shard at the tower's size, losslessly; training then needs no image folder."""
+
+    image_pixels: Literal["fast", "exact"] = "fast"
+    """Of embedded pictures: `exact` are Pillow's pixels, `fast` may differ from them by 1 or 2 levels."""
+
+    shuffle: int | None = None
+    """Seed of the order of the rows; None keeps the order of the input."""
+
+    dedup: Literal["none", "exact"] = "none"
+    """`exact` compiles the first of several records with the same conversation and picture."""
+
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the records that goes to `holdout/` instead, chosen by a hash of each."""
+
+    holdout_by: Literal["record", "picture"] = "record"
+    """What is hashed: conversation and picture, or the picture alone, so that no picture is on both sides."""
 
     overlong: Literal["truncate", "drop", "split"] = "truncate"
     """What becomes of a sample longer than the row: its end is cut off, it is refused, or it is cut between turns."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataprep.compiler import Compiler, Tally, find_layout
+from dataprep.compiler import Compiler, Tally
 from dataprep.config import CompileConfig
 from dataprep.encoding import TextEncoder
 from dataprep.errors import NO_SPACE, CommandError, Exit
+from dataprep.layouts import find_layout
 from dataprep.locking import only_run
 from dataprep.output import OutputFolder
 from dataprep.plan import InputFile, Task, plan, survey

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from dataprep.compiler import find_layout
 from dataprep.config import CompileConfig
 from dataprep.conversation import Refusal, parse, validate
 from dataprep.encoding import TextEncoder, encode
+from dataprep.layouts import find_layout
 from dataprep.rows import fits, lay_out
 from dataprep.shards.layout import Source, feature
 from dataprep.templates import TEMPLATES

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataprep.compiler import find_layout
 from dataprep.config import CompileConfig, ImageConfig
 from dataprep.conversation import Conversation, Refusal, Turn
 from dataprep.encoding import Sample, TextEncoder, encode
+from dataprep.layouts import find_layout
 from dataprep.rows import fits, lay_out, shorten
 from dataprep.shards.layout import RowLayout, Source, feature
 from dataprep.templates import TEMPLATES
