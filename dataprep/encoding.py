@@ -9,6 +9,7 @@ its samples and some thousands of random conversations, for `legacy` true and fa
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,18 @@ from dataprep.shards.fingerprint import (
     tokenizer_fingerprint,
 )
 from dataprep.templates import Kind, Span
+from dataprep.word_cache import word_cache
 
 BLANK = "▁"
+
+#: Texts that the word cache encodes and the tokenizer too: the first of each process, and then one in so many.
+COMPARE_FIRST = 256
+COMPARE_EVERY = 512
+
+#: Environment variable that turns the word cache off.
+CACHE_SWITCH = "LLAVA_PREP_WORD_CACHE"
+
+_TRUE, _FALSE = b"\1", b"\0"
 
 
 class TokenizerError(ValueError):
@@ -77,21 +88,53 @@ class TextEncoder:
         self.bos_id = self._special(config, "bos_token")
         self.eos_id = self._special(config, "eos_token")
         self.pad_id = self._pad(config)
-        self._wording: dict[str, list[int]] = {}
+        self._control = {Kind.BOS: _bytes([self.bos_id]), Kind.EOS: _bytes([self.eos_id])}
+        self._pad_bytes = _bytes([self.pad_id])
+        self._wording: dict[str, bytes] = {}
+        self._num_texts = 0
+        self._cache = None if os.environ.get(CACHE_SWITCH) == "off" else word_cache(self._tokenizer, files)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without any control id and without a dummy prefix."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text; the same as `encode`, faster."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_batch(self, texts: list[str]) -> list[bytes]:
+        """Return the ids of each text as bytes (int32, the machine's order); the same as `encode`, faster.
 
-    def wording(self, text: str) -> list[int]:
-        """Return the ids of a template's own words, encoded once a process."""
+        Raises:
+            TokenizerError: the word cache and the tokenizer differ on a text of the sample that is compared.
+        """
+        if self._cache is None:
+            return [_bytes(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = [self._cache.encode(text) for text in texts]
+        self._compare(texts, encoded)
+        return encoded
+
+    def _compare(self, texts: list[str], encoded: list[bytes]) -> None:
+        """Encode a sample of what the cache encodes once more: the first texts of a process, then one in many."""
+        count = max(0, COMPARE_FIRST - self._num_texts)
+        sample = [*range(min(count, len(texts))), *range(count, len(texts), COMPARE_EVERY)]
+        self._num_texts += len(texts)
+        for index in sample:
+            if _bytes(self.encode(texts[index])) != encoded[index]:
+                raise TokenizerError(
+                    f"{self.folder}: the word cache and the tokenizer differ on {texts[index][:200]!r}; please report"
+                    " this text and the tokenizer, and compile with LLAVA_PREP_WORD_CACHE=off"
+                )
+
+    def wording(self, text: str) -> bytes:
+        """Return the ids of a template's own words as bytes, encoded once a process."""
         if text not in self._wording:
-            self._wording[text] = self.encode(text)
+            self._wording[text] = _bytes(self.encode(text))
         return self._wording[text]
+
+    def control(self, kind: Kind) -> bytes:
+        """Return the id of a span that is one control token, as bytes."""
+        return self._control[kind]
+
+    def image_slots(self, num_patches: int) -> bytes:
+        """Return what stands in the slots of a picture: the pad id, as in the Model Zoo's rows."""
+        return self._pad_bytes * num_patches
 
     def decode(self, ids: Sequence[int]) -> list[str]:
         """Return the piece of each id as it reads: blanks for `▁`, byte pieces as `<0x0A>`."""
@@ -126,31 +169,33 @@ def encode_batch(samples: Sequence[Sequence[Span]], encoder: TextEncoder, num_pa
     return [_join(spans, encoded, encoder, num_patches) for spans in samples]
 
 
-def _join(spans: Sequence[Span], encoded: Iterator[list[int]], encoder: TextEncoder, num_patches: int) -> Sample:
-    ids: list[int] = []
-    sizes: list[int] = []
-    image_start = -1
-    for span in spans:
-        if span.kind is Kind.IMAGE:
-            image_start = len(ids)
-        piece = next(encoded) if span.kind is Kind.TEXT else _own_ids(span, encoder, num_patches)
-        ids += piece
-        sizes.append(len(piece))
+def _join(spans: Sequence[Span], encoded: Iterator[bytes], encoder: TextEncoder, num_patches: int) -> Sample:
+    pieces: list[bytes] = []
+    trained: list[bytes] = []
+    attended: list[bytes] = []
+    size, image_start = 0, -1
+    for kind, text, is_trained, is_attended in spans:
+        if kind is Kind.TEXT:
+            piece = next(encoded)
+        elif kind is Kind.IMAGE:
+            piece, image_start = encoder.image_slots(num_patches), size
+        else:
+            piece = encoder.wording(text) if kind is Kind.WORDING else encoder.control(kind)
+        count = len(piece) >> 2
+        pieces.append(piece)
+        trained.append((_TRUE if is_trained else _FALSE) * count)
+        attended.append((_TRUE if is_attended else _FALSE) * count)
+        size += count
     return Sample(
-        ids=np.array(ids, dtype=np.int32),
-        trained=np.repeat([span.trained for span in spans], sizes),
-        attended=np.repeat([span.attended for span in spans], sizes),
+        ids=np.frombuffer(b"".join(pieces), np.int32),
+        trained=np.frombuffer(b"".join(trained), bool),
+        attended=np.frombuffer(b"".join(attended), bool),
         image_start=image_start,
     )
 
 
-def _own_ids(span: Span, encoder: TextEncoder, num_patches: int) -> list[int]:
-    """Return the ids that come from our code alone: structure and the template's wording."""
-    if span.kind is Kind.IMAGE:
-        return [encoder.pad_id] * num_patches
-    if span.kind is Kind.WORDING:
-        return encoder.wording(span.text)
-    return [encoder.bos_id if span.kind is Kind.BOS else encoder.eos_id]
+def _bytes(ids: Sequence[int]) -> bytes:
+    return np.array(ids, dtype=np.int32).tobytes()
 
 
 def _without_prefix(files: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -22,25 +23,41 @@ def lay_out(sample: Sample, layout: RowLayout, img_path: str | None, source: Sou
     For tokens `t[0..n]`, `text_input_ids` is `t[:-1]`: the last token stands in the labels only, so a row of
     `max_seq_length` slots holds one token more than that.
     """
-    attended = np.flatnonzero(sample.attended)
-    inputs, targets = attended[:-1], attended[1:]
-    columns = {
-        "text_input_ids": np.full(layout.max_seq_length, layout.pad_id, np.int32),
-        "labels": np.full(layout.max_seq_length, layout.pad_id, np.int32),
-        "loss_mask": np.zeros(layout.max_seq_length, np.int32),
-        "key_padding_mask": np.ones(layout.max_seq_length, np.int32),
-    }
-    columns["text_input_ids"][: len(sample.ids) - 1] = sample.ids[:-1]
-    columns["labels"][inputs] = sample.ids[targets]
-    columns["loss_mask"][inputs] = sample.trained[targets]
-    columns["key_padding_mask"][inputs] = 0
+    data = _blank_row(layout.max_seq_length, layout.pad_id).copy()
+    num_inputs = len(sample.ids) - 1
+    data[_IDS, :num_inputs] = sample.ids[:-1]
+    if sample.attended.all():
+        data[_LABELS, :num_inputs] = sample.ids[1:]
+        data[_LOSS, :num_inputs] = sample.trained[1:]
+        data[_PADDING, :num_inputs] = 0
+        length = num_inputs
+    else:
+        attended = np.flatnonzero(sample.attended)
+        inputs, targets = attended[:-1], attended[1:]
+        data[_LABELS, inputs] = sample.ids[targets]
+        data[_LOSS, inputs] = sample.trained[targets]
+        data[_PADDING, inputs] = 0
+        length = len(inputs)
     return Row(
-        data=np.stack([columns[name] for name in FEATURES]),
+        data=data,
         img_path=img_path,
-        length=len(inputs),
-        num_loss_tokens=int(columns["loss_mask"].sum()),
+        length=length,
+        num_loss_tokens=int(np.count_nonzero(data[_LOSS])),
         source=source,
     )
+
+
+_IDS, _LOSS, _LABELS, _PADDING = (
+    FEATURES.index(name) for name in ("text_input_ids", "loss_mask", "labels", "key_padding_mask")
+)
+
+
+@cache
+def _blank_row(max_seq_length: int, pad_id: int) -> np.ndarray:
+    row = np.zeros((len(FEATURES), max_seq_length), np.int32)
+    row[[_IDS, _LABELS]] = pad_id
+    row[_PADDING] = 1
+    return row
 
 
 def fits(sample: Sample, layout: RowLayout) -> bool:

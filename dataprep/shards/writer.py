@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from isal import isal_zlib
 
+from dataprep.shards.content import ContentHash
 from dataprep.shards.layout import FEATURES, NO_IMAGE, Row, RowLayout
 
 #: isal's level 1 writes smaller chunks than zlib's and an order of magnitude faster; any HDF5 library reads them.
@@ -52,7 +53,7 @@ class ShardWriter:
         self._rows: list[tuple[bytes, int, int, bool]] = []
         self._sources: list[tuple[int, int, bytes]] = []
         self._files: dict[str, int] = {}
-        self._content = hashlib.sha256()
+        self._content = ContentHash(layout)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,7 +67,7 @@ class ShardWriter:
         self._rows.append((path, row.length, row.num_loss_tokens, row.img_path is not None))
         file_index = self._files.setdefault(row.source.file, len(self._files))
         self._sources.append((file_index, row.source.line, row.source.id.encode("utf-8")))
-        self._content.update(np.ascontiguousarray(row.data, dtype="<i4").tobytes())
+        self._content.add(row.data, path, row.length, row.num_loss_tokens)
         self.num_bytes += len(chunk) + len(path)
 
     def finish(self) -> ShardImage:
@@ -77,7 +78,7 @@ class ShardWriter:
             self._columns(file)
             file.flush()
             content = file.id.get_file_image()
-        return ShardImage(content, len(self), hashlib.sha256(content).hexdigest(), self._content_hash())
+        return ShardImage(content, len(self), hashlib.sha256(content).hexdigest(), self._content.hexdigest())
 
     def _attributes(self, file: h5py.File) -> None:
         file.attrs["n_examples"] = len(self)
@@ -110,12 +111,6 @@ class ShardWriter:
         for name, column, dtype in (("file", 0, "int32"), ("line", 1, "int64"), ("id", 2, "S")):
             values = np.array([entry[column] for entry in self._sources], dtype=dtype)
             source.create_dataset(name, data=values, track_times=False)
-
-    def _content_hash(self) -> str:
-        content = self._content.copy()
-        for path, length, num_loss_tokens, _ in self._rows:
-            content.update(b"%d:%s%d,%d;" % (len(path), path, length, num_loss_tokens))
-        return content.hexdigest()
 
 
 @contextmanager
