@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataprep.config import CompileConfig
-from dataprep.conversation import Conversation, Refusal, parse, read_lines, validate
+from dataprep.conversation import Conversation, Refusal, parse, validate
 from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
 from dataprep.images import ImageFault
 from dataprep.layouts import find_layout
-from dataprep.plan import Task
 from dataprep.rows import fits, lay_out, shorten
 from dataprep.shards.layout import Row, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
@@ -32,6 +31,8 @@ class Tally:
     records: int = 0
     written: int = 0
     deduplicated: int = 0
+    held_out: int = 0
+    """Of those written: how many stand in `holdout/`."""
     rows: int = 0
     text_only: int = 0
     truncated: int = 0
@@ -64,6 +65,17 @@ class Tally:
     def balanced(self) -> bool:
         """Return whether every record ended somewhere, and once."""
         return self.records == self.written + self.num_refused + self.deduplicated
+
+
+@runtime_checkable
+class Work(Protocol):
+    """Some records: a range of the input, or picked ones."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def first(self) -> Source: ...  # noqa: D102
+    def lines(self) -> Iterator[tuple[bytes, Source]]: ...  # noqa: D102
 
 
 class Result(NamedTuple):
@@ -103,11 +115,11 @@ class Compiler:
         self.progress = progress
         self._template = TEMPLATES[config.template]
 
-    def run(self, task: Task) -> Result:
+    def run(self, task: Work) -> Result:
         """Compile the records of a task."""
         result = Result([], [], Tally())
         writer = ShardWriter(self.layout, self.config.dtype)
-        lines = _lines(task)
+        lines = task.lines()
         while block := list(islice(lines, BLOCK)):
             for row in self._rows(block, result):
                 writer.write(row)
@@ -169,15 +181,6 @@ class Compiler:
 
     def _encode(self, conversation: Conversation) -> Sample:
         return encode(self._template.render(conversation, self.encoder.legacy), self.encoder, self.layout.num_patches)
-
-
-def _lines(task: Task) -> Iterator[tuple[bytes, Source]]:
-    """Yield the records of a task; blank lines are not records."""
-    for segment in task.segments:
-        for number, line in enumerate(read_lines(segment.path, segment.start, segment.stop), segment.first_line):
-            if line.strip():
-                # A byte order mark is no part of the first record.
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, Source(segment.name, number, "")
 
 
 def _refuse(result: Result, source: Source, refusal: Refusal, **more: str | None) -> None:

@@ -18,10 +18,16 @@ import msgspec
 
 IMAGE_TAG = "<image>"
 
+#: Some editors begin a UTF-8 file with it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 #: A line longer than this is not a conversation.
 MAX_LINE_BYTES = 16 << 20
 MAX_ID_CHARS = 512
 MAX_PATH_CHARS = 1024
+
+#: What is left of a line that is too long is read in pieces of this size.
+_REST_BYTES = 1 << 20
 
 #: What shards hold as the path of a row without a picture, so no picture may be called that.
 NO_IMAGE_KEY = "None"
@@ -201,15 +207,25 @@ def encode_line(conversation: Conversation) -> bytes:
 def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield the lines of a byte range of a jsonl file, without their newline; `start` must begin a line.
 
-    Lines end in `\\n` alone: U+2028 and U+0085 occur inside the texts.
+    Lines end in `\\n` alone: U+2028 and U+0085 occur inside the texts. Of a line longer than `MAX_LINE_BYTES` only the
+    first `MAX_LINE_BYTES + 1` bytes are had, so that it costs no more memory.
     """
+    for _, line in placed_lines(path, start, stop):
+        yield line
+
+
+def placed_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines as `read_lines` does, each with the byte of the file at which it begins."""
     with open(path, "rb") as file:
         file.seek(start)
-        position = start
-        for line in file:
-            position += len(line)
-            yield line.removesuffix(b"\n")
-            if stop is not None and position >= stop:
+        end = start
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            begin, end, rest = end, end + len(line), line
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(_REST_BYTES)
+                end += len(rest)
+            yield begin, line.removesuffix(b"\n")
+            if stop is not None and end >= stop:
                 return
 
 

@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataprep.compiler import Result, Tally
+from dataprep.compiler import Result, Tally, Work
 from dataprep.errors import CommandError, Exit
-from dataprep.plan import Task
 from dataprep.provenance import differences
 from dataprep.shards.fingerprint import TOKENIZER_FILES
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.shards.reader import MANIFEST_NAME, file_sha256
 from dataprep.shards.writer import publish
+
+#: The folder of the rows that `holdout` keeps from training, inside the output folder.
+HOLDOUT_NAME = "holdout"
 
 
 class OutputFolder:
@@ -38,6 +40,7 @@ class OutputFolder:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
+        self.identity = identity
         self.tasks = folder / ".tasks"
         self._claim(identity)
 
@@ -62,7 +65,7 @@ class OutputFolder:
         self.tasks.mkdir(parents=True, exist_ok=True)
         publish(path, _json(identity))
 
-    def done(self, task: Task, good: Callable[[str], bool]) -> dict[str, Any] | None:
+    def done(self, task: Work, good: Callable[[str], bool]) -> dict[str, Any] | None:
         """Return the record of a finished task, or None if there is something to do.
 
         That is so where a shard is missing or damaged, or where a picture that was refused can be used now.
@@ -77,26 +80,43 @@ class OutputFolder:
             return None
         return record
 
+    def record(self, task: Work) -> dict[str, Any]:
+        """Return the record of a finished task.
+
+        Raises:
+            CommandError: there is none.
+        """
+        record = _read(self._record_path(task))
+        if record is None:
+            raise CommandError(f"{self._record_path(task)}: no record of task {task.index}; run the same command again")
+        return record
+
     def _whole(self, shard: dict[str, Any]) -> bool:
         file = self.folder / shard["file"]
         return file.is_file() and file_sha256(file) == shard["sha256"]
 
-    def save(self, task: Task, result: Result) -> dict[str, Any]:
+    def save(self, task: Work, result: Result) -> dict[str, Any]:
         """Publish a task's shards, then the record that says they are whole."""
         shards = []
         for part, image in enumerate(result.shards):
             name = f"shard-{task.index:05d}{f'-{part}' if part else ''}.h5"
             publish(self.folder / name, image.content)
             hashes = {"sha256": image.sha256, "content_sha256": image.content_sha256}
-            first = {"file": task.segments[0].name, "line": task.segments[0].first_line}
+            first = {"file": task.first.file, "line": task.first.line}
             shards.append({"file": name, "rows": image.num_rows, "bytes": len(image.content), **hashes, "from": first})
         record = {"shards": shards, "refusals": result.refusals, "tally": result.tally.as_dict()}
         publish(self._record_path(task), _json(record))
         return record
 
-    def finish(self, records: Sequence[dict[str, Any]], layout: RowLayout, identity: dict[str, Any]) -> Tally:
-        """Write everything that describes the run as a whole; the manifest last, since it makes the folder readable."""
-        tally = Tally()
+    def finish(
+        self, records: Sequence[dict[str, Any]], layout: RowLayout, identity: dict[str, Any], deduplicated: int = 0
+    ) -> Tally:
+        """Write everything that describes the run as a whole; the manifest last, since it makes the folder readable.
+
+        Args:
+            deduplicated: records that no task holds, since an equal one comes before them.
+        """
+        tally = Tally(records=deduplicated, deduplicated=deduplicated)
         for record in records:
             tally.add(Tally.from_dict(record["tally"]))
         shards = [shard for record in records for shard in record["shards"]]
@@ -122,7 +142,7 @@ class OutputFolder:
             if (source / name).is_file():
                 publish(target / name, (source / name).read_bytes())
 
-    def _record_path(self, task: Task) -> Path:
+    def _record_path(self, task: Work) -> Path:
         return self.tasks / f"{task.index:05d}.json"
 
 

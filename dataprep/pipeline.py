@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataprep.compiler import Compiler, Tally
+from dataprep.compiler import Compiler, Tally, Work
 from dataprep.config import CompileConfig
 from dataprep.encoding import TextEncoder
 from dataprep.errors import NO_SPACE, CommandError, Exit
 from dataprep.layouts import find_layout
 from dataprep.locking import only_run
-from dataprep.output import OutputFolder
-from dataprep.plan import InputFile, Task, plan, survey
+from dataprep.output import HOLDOUT_NAME, OutputFolder
+from dataprep.plan import InputFile, plan, survey
+from dataprep.selection import needs_selection, pick_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
-from dataprep.workers import begin_worker, lost_worker, stop_workers
+from dataprep.workers import DIED, begin_worker, lost_worker, stop_workers, worker_map
 
 #: Seconds between two looks at the workers' counter.
 TICK = 0.2
@@ -58,6 +59,35 @@ def input_files(paths: Sequence[Path]) -> list[InputFile]:
     return [survey(path, path.name if unique else str(path)) for path in paths]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One folder of shards that a run makes: the training rows, or those held out."""
+
+    output: OutputFolder
+    tasks: tuple[Work, ...]
+    deduplicated: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run as it is planned: what is to be made, and of what. It depends on the input and the config alone."""
+
+    job: Job
+    layout: RowLayout
+    identity: dict[str, Any]
+    parts: tuple[Part, ...]
+    num_records: int
+
+    @property
+    def work(self) -> list[Assignment]:
+        """Every task, as the number of its part and itself."""
+        return [(number, task) for number, part in enumerate(self.parts) for task in part.tasks]
+
+
+#: The number of a part, and one of its tasks.
+Assignment = tuple[int, Work]
+
+
 def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int], None] = lambda _: None) -> Tally:
     """Compile everything that is not yet compiled; return the accounting of the whole folder.
 
@@ -70,24 +100,39 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
     with _space(job.output):
         job.output.mkdir(parents=True, exist_ok=True)
         with only_run(job.output / ".lock", job.output):
-            return _run_locked(job, workers, progress, started)
+            prepared = prepare(job, input_files(job.inputs), workers)
+            started(prepared.num_records)
+            compile_missing(prepared, prepared.work, workers, progress)
+            return finish(prepared)
 
 
-def _run_locked(job: Job, workers: int, progress: Progress, started: Callable[[int], None]) -> Tally:
-    files = input_files(job.inputs)
-    started(sum(file.num_lines for file in files))
+def prepare(job: Job, files: Sequence[InputFile], workers: int) -> Prepared:
+    """Plan a run and claim its folders.
+
+    Raises:
+        CommandError: there is no record, or the folder holds another run's shards (4).
+    """
+    if not any(file.num_lines for file in files):
+        raise CommandError(f"no records in {', '.join(map(str, job.inputs))}")
     layout = find_layout(job.config, TextEncoder(job.tokenizer))
     identity = _identity(job, files, layout)
     output = OutputFolder(job.output, identity)
-    tasks = plan(files, job.config.shard_rows)
-    records = _compile_missing(job, output, tasks, workers, progress)
-    if not any(record["tally"]["records"] for record in records.values()):
-        raise CommandError(f"no records in {', '.join(map(str, job.inputs))}")
-    output.keep_tokenizer(job.tokenizer)
-    tally = output.finish([records[task.index] for task in tasks], layout, identity)
-    if not tally.balanced():
-        raise AssertionError(f"records do not add up: {tally}")
-    return tally
+    if needs_selection(job.config):
+        parts = _selected_parts(job, files, output, workers)
+    else:
+        parts = (Part(output, tuple(plan(files, job.config.shard_rows))),)
+    return Prepared(job, layout, identity, parts, sum(file.num_lines for file in files))
+
+
+def _selected_parts(job: Job, files: Sequence[InputFile], output: OutputFolder, workers: int) -> tuple[Part, ...]:
+    with worker_map(workers) as mapper:
+        selection = select(files, job.config, mapper)
+    tasks = pick_tasks(selection.train, output.tasks, files, job.config.shard_rows)
+    parts = [Part(output, tuple(tasks), selection.num_duplicates)]
+    if job.config.holdout > 0:
+        held = OutputFolder(job.output / HOLDOUT_NAME, output.identity)
+        parts.append(Part(held, tuple(pick_tasks(selection.holdout, held.tasks, files, job.config.shard_rows))))
+    return tuple(parts)
 
 
 def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[str, Any]:
@@ -100,35 +145,54 @@ def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[s
     }
 
 
-def _compile_missing(
-    job: Job, output: OutputFolder, tasks: Sequence[Task], workers: int, progress: Progress
-) -> dict[int, dict[str, Any]]:
-    pictures = make_verdicts(job)
-    records = {task.index: record for task in tasks if (record := output.done(task, pictures.good))}
+def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress) -> None:
+    """Compile those tasks of `work` that have no whole shards yet."""
+    pictures = make_verdicts(prepared.job)
+    missing, records, refused = [], 0, 0
+    for number, task in work:
+        record = prepared.parts[number].output.done(task, pictures.good)
+        if record is None:
+            missing.append((number, task))
+            continue
+        tally = Tally.from_dict(record["tally"])
+        records, refused = records + tally.records, refused + tally.num_refused
     pictures.flush()
-    missing = [task for task in tasks if task.index not in records]
-    before = [Tally.from_dict(record["tally"]) for record in records.values()]
-    refused = sum(tally.num_refused for tally in before)
-    progress(sum(tally.records for tally in before), refused)
+    progress(records, refused)
     run = _run_here if workers <= 1 or len(missing) <= 1 else _run_in_workers
-    for task, record, advanced in run(job, output, missing, workers):
-        if task is not None and record is not None:
-            records[task.index] = record
+    for record, advanced in run(prepared, missing, workers):
+        if record is not None:
             refused += Tally.from_dict(record["tally"]).num_refused
         progress(advanced, refused)
-    return records
 
 
-#: What a runner reports: a finished task with its record, or (None, None), and the records done since the last report.
-Report = tuple[Task | None, dict[str, Any] | None, int]
+def finish(prepared: Prepared) -> Tally:
+    """Write what describes the folders, once every task is done; return the accounting of all of them."""
+    total = Tally()
+    # What is held out comes first: the manifest of the folder itself says that everything is there.
+    for number in reversed(range(len(prepared.parts))):
+        part = prepared.parts[number]
+        records = [part.output.record(task) for task in part.tasks]
+        part.output.keep_tokenizer(prepared.job.tokenizer)
+        tally = part.output.finish(records, prepared.layout, prepared.identity, part.deduplicated)
+        if not tally.balanced():
+            raise AssertionError(f"records do not add up: {tally}")
+        tally.held_out = tally.written if number else 0
+        total.add(tally)
+    if not total.records:
+        raise CommandError(f"no records in {', '.join(map(str, prepared.job.inputs))}")
+    return total
 
 
-def _run_here(job: Job, output: OutputFolder, tasks: Sequence[Task], workers: int) -> Iterator[Report]:
+#: What a runner reports: the record of a finished task or None, and the records done since the last report.
+Report = tuple[dict[str, Any] | None, int]
+
+
+def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
     advanced: list[int] = []
-    compiler = make_compiler(job, advanced.append)
-    for task in tasks:
-        record = output.save(task, compiler.run(task))
-        yield task, record, sum(advanced)
+    compiler = make_compiler(prepared.job, advanced.append)
+    for number, task in work:
+        record = prepared.parts[number].output.save(task, compiler.run(task))
+        yield record, sum(advanced)
         advanced.clear()
 
 
@@ -143,37 +207,35 @@ def make_compiler(job: Job, progress: Callable[[int], None] = lambda _: None, re
     return Compiler(job.config, job.tokenizer, make_verdicts(job, remember), progress)
 
 
-def _run_in_workers(job: Job, output: OutputFolder, tasks: Sequence[Task], workers: int) -> Iterator[Report]:
+def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
     # spawn: a fork would copy the parent's threads' locks and an HDF5 library in an unknown state.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     seen = 0
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, (job, output, counter))
+    outputs = tuple(part.output for part in prepared.parts)
+    pool = ProcessPoolExecutor(min(workers, len(work)), context, _start_worker, (prepared.job, outputs, counter))
     try:
-        waiting: dict[Future[dict[str, Any]], Task] = {pool.submit(_work, task): task for task in tasks}
+        waiting: set[Future[dict[str, Any]]] = {pool.submit(_work, assignment) for assignment in work}
         while waiting:
-            finished, _ = wait(waiting, timeout=TICK, return_when=FIRST_COMPLETED)
+            finished, waiting = wait(waiting, timeout=TICK, return_when=FIRST_COMPLETED)
             done = counter.value
-            yield None, None, done - seen
+            yield None, done - seen
             seen = done
             for future in finished:
-                yield waiting.pop(future), future.result(), 0
-        yield None, None, counter.value - seen
+                yield future.result(), 0
+        yield None, counter.value - seen
     except (BrokenProcessPool, OSError) as error:
         if not lost_worker(pool, error):
             raise
-        raise CommandError(
-            "a worker process died (killed, or out of memory); what is finished is kept, run the same command again",
-            Exit.BUG,
-        ) from None
+        raise CommandError(DIED, Exit.BUG) from None
     finally:
         stop_workers(pool)  # a shard in hand is dropped, since it has no name yet
 
 
-_worker: tuple[Compiler, OutputFolder] | None = None
+_worker: tuple[Compiler, tuple[OutputFolder, ...]] | None = None
 
 
-def _start_worker(job: Job, output: OutputFolder, counter: Any) -> None:
+def _start_worker(job: Job, outputs: tuple[OutputFolder, ...], counter: Any) -> None:
     global _worker
     begin_worker()
     # One process a core: the tokenizer's own threads would only compete.
@@ -183,13 +245,14 @@ def _start_worker(job: Job, output: OutputFolder, counter: Any) -> None:
         with counter.get_lock():
             counter.value += done
 
-    _worker = make_compiler(job, progress), output
+    _worker = make_compiler(job, progress), outputs
 
 
-def _work(task: Task) -> dict[str, Any]:
+def _work(assignment: Assignment) -> dict[str, Any]:
     assert _worker is not None
-    compiler, output = _worker
-    return output.save(task, compiler.run(task))
+    compiler, outputs = _worker
+    number, task = assignment
+    return outputs[number].save(task, compiler.run(task))
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataprep.conversation import BYTE_ORDER_MARK, read_lines
+from dataprep.shards.layout import Source
+
 BLOCK_BYTES = 8 << 20
 
 #: Small inputs are cut finer than a full shard, so that several workers have something to do.
@@ -47,6 +50,13 @@ class Segment:
     stop: int
     first_line: int
 
+    def lines(self) -> Iterator[tuple[bytes, Source]]:
+        """Yield the lines with their places; blank ones are not records."""
+        for number, line in enumerate(read_lines(self.path, self.start, self.stop), self.first_line):
+            if line.strip():
+                # A byte order mark is no part of the first record.
+                yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, Source(self.name, number, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -54,6 +64,16 @@ class Task:
 
     index: int
     segments: tuple[Segment, ...]
+
+    def lines(self) -> Iterator[tuple[bytes, Source]]:
+        """Yield the records of the task with their places."""
+        for segment in self.segments:
+            yield from segment.lines()
+
+    @property
+    def first(self) -> Source:
+        """Where the first line stands."""
+        return Source(self.segments[0].name, self.segments[0].first_line, "")
 
 
 def survey(path: Path, name: str) -> InputFile:
@@ -78,9 +98,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def plan(files: Sequence[InputFile], shard_rows: int) -> list[Task]:
     """Cut the files into tasks of at most `shard_rows` lines; a function of the input and `shard_rows` alone."""
-    total = sum(file.num_lines for file in files)
-    size = min(shard_rows, max(MIN_RECORDS, -(-total // MIN_TASKS)))
-    size = max(size - size % MIN_RECORDS, min(size, MIN_RECORDS))
+    size = task_size(sum(file.num_lines for file in files), shard_rows)
     groups: list[list[Segment]] = [[]]
     room = size
     for segment, num_lines in _pieces(files, size):
@@ -90,6 +108,12 @@ def plan(files: Sequence[InputFile], shard_rows: int) -> list[Task]:
         groups[-1].append(segment)
         room -= num_lines
     return [Task(index, tuple(group)) for index, group in enumerate(group for group in groups if group)]
+
+
+def task_size(num_records: int, shard_rows: int) -> int:
+    """Return how many records make a task: `shard_rows`, or less where that would leave workers idle."""
+    size = min(shard_rows, max(MIN_RECORDS, -(-num_records // MIN_TASKS)))
+    return max(size - size % MIN_RECORDS, min(size, MIN_RECORDS))
 
 
 def _pieces(files: Iterable[InputFile], size: int) -> Iterator[tuple[Segment, int]]:

@@ -6,8 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from dataprep.errors import CommandError, Exit
+
+#: What a run says when a worker is gone.
+DIED = "a worker process died (killed, or out of memory); what is finished is kept, run the same command again"
 
 
 def begin_worker() -> None:
@@ -16,6 +24,23 @@ def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+@contextmanager
+def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Give a `map` over worker processes that keeps the order; for one worker, the one that runs here."""
+    if workers <= 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
+    try:
+        yield pool.map
+    except (BrokenProcessPool, OSError) as error:
+        if not lost_worker(pool, error):
+            raise
+        raise CommandError(DIED, Exit.BUG) from None
+    finally:
+        stop_workers(pool)
 
 
 def lost_worker(pool: ProcessPoolExecutor, error: Exception) -> bool:
