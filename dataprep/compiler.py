@@ -13,11 +13,11 @@ from dataprep.config import CompileConfig
 from dataprep.conversation import Conversation, Refusal, parse, validate
 from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
 from dataprep.images import ImageFault
-from dataprep.layouts import find_layout
-from dataprep.rows import fits, lay_out, shorten
+from dataprep.layouts import find_layout, find_prompter
+from dataprep.rows import lay_out, limit_of, shorten
 from dataprep.shards.layout import Row, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
-from dataprep.templates import TEMPLATES, Span
+from dataprep.templates import Span
 from dataprep.verdicts import ImageVerdicts
 
 #: Records tokenised in one call.
@@ -113,7 +113,8 @@ class Compiler:
         self.layout = find_layout(config, self.encoder)
         self.verdicts = verdicts
         self.progress = progress
-        self._template = TEMPLATES[config.template]
+        self._limit = limit_of(config)
+        self._prompter = find_prompter(config, self.encoder)
 
     def run(self, task: Work) -> Result:
         """Compile the records of a task."""
@@ -122,6 +123,7 @@ class Compiler:
         lines = task.lines()
         while block := list(islice(lines, BLOCK)):
             for row in self._rows(block, result):
+                self.verdicts.embed(row.img_path, writer)
                 writer.write(row)
                 if writer.num_bytes >= self.config.shard_megabytes << 20 or len(writer) == self.config.shard_rows:
                     result.shards.append(writer.finish())
@@ -157,7 +159,7 @@ class Compiler:
             conversation, rules = parse(line)
             source = source._replace(id=conversation.id)
             validate(conversation)
-            spans = self._template.render(conversation, self.encoder.legacy)
+            spans = self._prompter.render(conversation)
             if conversation.image is not None:
                 self.verdicts.require(conversation.image)
         except Refusal as refusal:
@@ -172,15 +174,15 @@ class Compiler:
             raise AssertionError(
                 f"{conversation.id}: image at {sample.image_start}, the layout says {self.layout.image_start_idx}"
             )
-        if fits(sample, self.layout):
+        if self._limit.excess(sample) <= 0:
             return [sample]
-        parts = shorten(conversation, sample, self.layout, self.config.overlong, self._encode)
+        parts = shorten(conversation, sample, self._limit, self.config.overlong, self._encode)
         tally.truncated += self.config.overlong == "truncate"
         tally.split += self.config.overlong == "split"
         return parts
 
     def _encode(self, conversation: Conversation) -> Sample:
-        return encode(self._template.render(conversation, self.encoder.legacy), self.encoder, self.layout.num_patches)
+        return encode(self._prompter.render(conversation), self.encoder, self.layout.num_patches)
 
 
 def _refuse(result: Result, source: Source, refusal: Refusal, **more: str | None) -> None:

@@ -98,6 +98,10 @@ class CompileConfig(StrictConfig):
     def _consistent(self) -> CompileConfig:
         if self.template.startswith("plain") != (self.phase == 1):
             raise ValueError(f"template {self.template} is not one of phase {self.phase}")
+        if self.row_width == "fit" and self.phase == 1:
+            raise ValueError("row_width fit makes room for text-only samples, and phase 1 has none")
+        if self.holdout_by == "picture" and not self.holdout:
+            raise ValueError("holdout_by picture needs a holdout")
         return self
 
     def sha256(self) -> str:

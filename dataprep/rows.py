@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
+from dataprep.config import CompileConfig
 from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn
 from dataprep.encoding import Sample
 from dataprep.shards.layout import FEATURES, Row, RowLayout, Source
@@ -60,15 +62,32 @@ def _blank_row(max_seq_length: int, pad_id: int) -> np.ndarray:
     return row
 
 
-def fits(sample: Sample, layout: RowLayout) -> bool:
-    """Return whether a sample fits its row; the hole of a text-only sample uses up length too."""
-    return len(sample.ids) <= layout.max_seq_length + 1
+class Limit(NamedTuple):
+    """How long a sample may be."""
+
+    max_tokens: int
+    """One more than `max_seq_length`: the last token stands in the labels only."""
+    counts_hole: bool = True
+    """Whether the hole of a text-only sample uses up length; not where the rows were widened by it."""
+
+    def excess(self, sample: Sample) -> int:
+        """Return by how many tokens a sample is too long."""
+        return self.size(sample) - self.max_tokens
+
+    def size(self, sample: Sample) -> int:
+        """Return what a sample uses up."""
+        return len(sample.ids) if self.counts_hole else int(np.count_nonzero(sample.attended))
+
+
+def limit_of(config: CompileConfig) -> Limit:
+    """Return how long a sample may be."""
+    return Limit(config.max_seq_length + 1, config.row_width == "fixed")
 
 
 def shorten(
     conversation: Conversation,
     sample: Sample,
-    layout: RowLayout,
+    limit: Limit,
     policy: str,
     make: Callable[[Conversation], Sample],
 ) -> list[Sample]:
@@ -82,27 +101,28 @@ def shorten(
         Refusal: `too_long` or `no_room_for_an_answer`.
     """
     if policy == "truncate":
-        return [_truncate(sample, layout, conversation.id)]
+        return [_truncate(sample, limit, conversation.id)]
     if policy == "split":
-        return _split(conversation, layout, make)
-    raise _too_long(sample, layout, conversation.id)
+        return _split(conversation, limit, make)
+    raise _too_long(sample, limit, conversation.id)
 
 
-def _too_long(sample: Sample, layout: RowLayout, record_id: str) -> Refusal:
-    hole = "" if sample.attended.all() else f", {layout.hole_length} of them the hole of its dummy picture"
-    return Refusal("too_long", f"{len(sample.ids)} tokens{hole}; a row holds {layout.max_seq_length + 1}", record_id)
+def _too_long(sample: Sample, limit: Limit, record_id: str) -> Refusal:
+    hidden = int(np.count_nonzero(~sample.attended)) if limit.counts_hole else 0
+    hole = f", {hidden} of them the hole of its dummy picture" if hidden else ""
+    return Refusal("too_long", f"{limit.size(sample)} tokens{hole}; a row holds {limit.max_tokens}", record_id)
 
 
-def _truncate(sample: Sample, layout: RowLayout, record_id: str) -> Sample:
+def _truncate(sample: Sample, limit: Limit, record_id: str) -> Sample:
     """Cut the end off. The cut is never inside the picture: every row is wide enough for prompt and picture."""
-    keep = layout.max_seq_length + 1
+    keep = len(sample.ids) - limit.excess(sample)
     if not sample.trained[:keep].any():
-        detail = f"the answer begins at token {int(sample.trained.argmax())}, a row holds {keep}"
+        detail = f"the answer begins at token {int(sample.trained.argmax())}, a row holds {limit.max_tokens}"
         raise Refusal("no_room_for_an_answer", detail, record_id)
     return replace(sample, ids=sample.ids[:keep], trained=sample.trained[:keep], attended=sample.attended[:keep])
 
 
-def _split(conversation: Conversation, layout: RowLayout, make: Callable[[Conversation], Sample]) -> list[Sample]:
+def _split(conversation: Conversation, limit: Limit, make: Callable[[Conversation], Sample]) -> list[Sample]:
     """Cut between turns into as few rows as hold everything, each with the picture."""
     parts: list[Sample] = []
     start, count = 0, len(conversation.turns)
@@ -110,9 +130,9 @@ def _split(conversation: Conversation, layout: RowLayout, make: Callable[[Conver
         best = None
         for stop in range(start + 2, count + 1, 2):
             sample = make(_part(conversation, start, stop))
-            if not fits(sample, layout):
+            if limit.excess(sample) > 0:
                 if best is None:
-                    raise _too_long(sample, layout, conversation.id)
+                    raise _too_long(sample, limit, conversation.id)
                 break
             best, best_stop = sample, stop
         assert best is not None

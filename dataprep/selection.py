@@ -106,24 +106,29 @@ def select(files: Sequence[InputFile], config: CompileConfig, mapper: Mapper = m
     return Selection(picks[train], picks[holdout], int((~kept).sum()))
 
 
-def pick_tasks(picks: np.ndarray, folder: Path, files: Sequence[InputFile], shard_rows: int) -> list[PickTask]:
-    """Write an order into `folder` and cut it into tasks; a function of the order and `shard_rows` alone."""
+def keep_order(picks: np.ndarray, folder: Path) -> None:
+    """Write an order into `folder`."""
     content = io.BytesIO()
     np.save(content, picks)
     publish(folder / ORDER_NAME, content.getvalue())
+
+
+def order_tasks(folder: Path, files: Sequence[InputFile], shard_rows: int) -> list[PickTask]:
+    """Cut the order in `folder` into tasks; a function of the order and `shard_rows` alone."""
+    num_picks = len(np.load(folder / ORDER_NAME, mmap_mode="r"))
     inputs = tuple((file.path, file.name) for file in files)
-    size = task_size(len(picks), shard_rows)
-    starts = range(0, len(picks), size)
+    size = task_size(num_picks, shard_rows)
     return [
-        PickTask(index, folder / ORDER_NAME, inputs, start, min(start + size, len(picks)))
-        for index, start in enumerate(starts)
+        PickTask(index, folder / ORDER_NAME, inputs, start, min(start + size, num_picks))
+        for index, start in enumerate(range(0, num_picks, size))
     ]
 
 
 def _ranges(file: InputFile) -> Iterator[Segment]:
     step = SCAN_LINES // MIN_RECORDS
     starts = [start for start in file.line_starts[::step] if start < file.num_bytes]
-    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], file.num_bytes], strict=True)):
+    for number, start in enumerate(starts):
+        stop = starts[number + 1] if number + 1 < len(starts) else file.num_bytes
         yield Segment(file.path, file.name, start, stop, number * SCAN_LINES + 1)
 
 

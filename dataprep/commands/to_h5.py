@@ -56,6 +56,7 @@ def command(
     Examples:
       llava-prep to-h5 --phase 2
       llava-prep to-h5 --phase 2 --input mix.jsonl --image-dir /data --set max_seq_length=4096
+      llava-prep to-h5 --phase 2 --images embed --shuffle 0 --dedup exact --holdout 0.01
     """
     from configs.workspace import load_workspace
 
@@ -83,7 +84,7 @@ def _job(
     tokenizer: str | None,
     config_name: str | None,
     overrides: tuple[str, ...],
-    **choices: str | None,
+    **choices: Any,
 ) -> Job:
     from dataprep.hub import tokenizer_folder
     from dataprep.pipeline import Job
@@ -108,12 +109,12 @@ def _job(
     )
 
 
-def _config(phase: str, name: str | None, overrides: tuple[str, ...], choices: dict[str, str | None]) -> CompileConfig:
+def _config(phase: str, name: str | None, overrides: tuple[str, ...], choices: dict[str, Any]) -> CompileConfig:
     from configs import load
     from dataprep.config import CompileConfig
 
-    keys = {"check_images": "check_images", "image_fit": "image.fit", "overlong": "overlong"}
-    flags = [f"{keys[option]}={value}" for option, value in choices.items() if value is not None]
+    keys = {"image_fit": "image.fit"}
+    flags = [f"{keys.get(option, option)}={value}" for option, value in choices.items() if value is not None]
     config = load(CompileConfig, name or f"phase{phase}", [*overrides, *flags])
     if config.phase != int(phase):
         raise CommandError(f"--phase {phase}: the config {name} is of phase {config.phase}")
@@ -183,6 +184,7 @@ def _values(tally: Tally) -> dict[str, Any]:
 def _table(tally: Tally) -> str:
     rows = [("records", tally.records), ("  written", tally.written)]
     rows += [(f"  refused: {reason}", count) for reason, count in sorted(tally.refused.items())]
+    rows += [("  held out", tally.held_out)] * bool(tally.held_out)
     rows += [("  deduplicated", tally.deduplicated), ("rows", tally.rows), ("  text-only", tally.text_only)]
     rows += [("  truncated", tally.truncated), ("  split records", tally.split)]
     rows += [(f"normalised: {rule}", count) for rule, count in sorted(tally.normalised.items())]

@@ -11,7 +11,7 @@ from dataprep.config import CompileConfig, ImageConfig
 from dataprep.conversation import Conversation, Refusal, Turn
 from dataprep.encoding import Sample, TextEncoder, encode
 from dataprep.layouts import find_layout
-from dataprep.rows import fits, lay_out, shorten
+from dataprep.rows import Limit, lay_out, limit_of, shorten
 from dataprep.shards.layout import RowLayout, Source, feature
 from dataprep.templates import TEMPLATES
 
@@ -63,8 +63,9 @@ def straight(size: int, answer_from: int) -> Sample:
 
 def test_a_row_holds_one_token_more_than_its_slots():
     layout = layout_of(10)
-    assert fits(straight(11, 5), layout)
-    assert not fits(straight(12, 5), layout)
+    limit = Limit(11)
+    assert limit.excess(straight(11, 5)) == 0
+    assert limit.excess(straight(12, 5)) == 1
     row = lay_out(straight(11, 5), layout, "a.jpg", SOURCE)
     assert row.length == 10 and feature(row.data, "labels")[9] == 13
 
@@ -74,19 +75,31 @@ def never(_: Conversation) -> Sample:
 
 
 def test_truncation_cuts_the_end_and_never_leaves_nothing_to_learn():
-    layout = layout_of(10)
-    (cut,) = shorten(Conversation("7"), straight(30, 10), layout, "truncate", never)
+    (cut,) = shorten(Conversation("7"), straight(30, 10), Limit(11), "truncate", never)
     assert len(cut.ids) == 11 and cut.num_trained == 1
     with pytest.raises(Refusal, match="no_room_for_an_answer: the answer begins at token 11, a row holds 11"):
-        shorten(Conversation("7"), straight(30, 11), layout, "truncate", never)
+        shorten(Conversation("7"), straight(30, 11), Limit(11), "truncate", never)
 
 
 def test_dropping_names_the_length():
     with pytest.raises(Refusal, match="too_long: 30 tokens; a row holds 11"):
-        shorten(Conversation("7"), straight(30, 3), layout_of(10), "drop", never)
-    hole = replace(straight(30, 20), attended=np.arange(30) % 9 != 3)
+        shorten(Conversation("7"), straight(30, 3), Limit(11), "drop", never)
     with pytest.raises(Refusal, match="30 tokens, 5 of them the hole of its dummy picture"):
-        shorten(Conversation("7"), hole, layout_of(10), "drop", never)
+        shorten(Conversation("7"), holed(30), Limit(11), "drop", never)
+    with pytest.raises(Refusal, match="too_long: 25 tokens; a row holds 11"):
+        shorten(Conversation("7"), holed(30), Limit(11, counts_hole=False), "drop", never)
+
+
+def holed(size: int) -> Sample:
+    """A text-only sample with five hidden slots."""
+    return replace(straight(size, size - 5), attended=(np.arange(size) < 3) | (np.arange(size) > 7))
+
+
+def test_where_rows_are_widened_the_hole_takes_no_length_away():
+    limit = Limit(25, counts_hole=False)
+    assert limit.excess(holed(30)) == 0 and Limit(25).excess(holed(30)) == 5
+    (cut,) = shorten(Conversation("7"), holed(34), limit, "truncate", never)
+    assert (len(cut.ids), limit.size(cut)) == (30, 25)
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +129,16 @@ def test_splitting_loses_nothing_and_shows_the_picture_in_every_part(encoder, an
         turns[0] = Turn("human", "<image>\n" + turns[0].value)
     conversation = Conversation("7", image, turns)
     layout, make, whole = compiled(encoder, 200, conversation)
-    layout = replace(layout, max_seq_length=len(encoder.encode(" " + "x" * 60)) + 60 + room)
-    if fits(whole, layout):
+    limit = Limit(len(encoder.encode(" " + "x" * 60)) + 61 + room)
+    if limit.excess(whole) <= 0:
         return
     try:
-        parts = shorten(conversation, whole, layout, "split", make)
+        parts = shorten(conversation, whole, limit, "split", make)
     except Refusal as refusal:
         assert refusal.reason == "too_long"
         return
     assert len(parts) > 1
-    assert all(fits(part, layout) and part.image_start == whole.image_start for part in parts)
+    assert all(limit.excess(part) <= 0 and part.image_start == whole.image_start for part in parts)
     assert [i for part in parts for i in part.ids[part.trained]] == whole.ids[whole.trained].tolist()
 
 
@@ -133,8 +146,8 @@ def test_splitting_happens(encoder):
     turns = [Turn("gpt" if i % 2 else "human", v) for v in "abcdefgh" for i, v in enumerate((f"question {v}", v * 20))]
     conversation = Conversation("7", None, turns)
     layout, make, whole = compiled(encoder, 200, conversation)
-    layout = replace(layout, max_seq_length=len(make(Conversation("7", None, turns[:6])).ids))
-    parts = shorten(conversation, whole, layout, "split", make)
+    limit = Limit(len(make(Conversation("7", None, turns[:6])).ids) + 1)
+    parts = shorten(conversation, whole, limit, "split", make)
     assert 3 <= len(parts) <= 4
 
 
@@ -147,6 +160,22 @@ def test_the_image_place_is_found_not_typed(encoder):
         range(layout.hole_start, layout.hole_start + layout.hole_length)
     )
     assert layout.hole_length == layout.num_patches + 1
+
+
+def test_a_widened_row_holds_text_only_samples_of_full_length(encoder):
+    image = ImageConfig(size=28)
+    config = CompileConfig(phase=2, template="vicuna_v1", max_seq_length=200, image=image, row_width="fit")
+    layout = find_layout(config, encoder)
+    assert layout.max_seq_length == 200 + layout.hole_length
+    sample = encode(
+        TEMPLATES["vicuna_v1"].render(Conversation("7", None, [Turn("human", "q"), Turn("gpt", "a" * 900)]), True),
+        encoder,
+        layout.num_patches,
+    )
+    (cut,) = shorten(Conversation("7"), sample, limit_of(config), "truncate", never)
+    row = lay_out(cut, layout, None, SOURCE)
+    assert row.length == 200 and row.data.shape == (4, 200 + layout.hole_length)
+    assert not feature(row.data, "key_padding_mask")[-1]
 
 
 def test_a_row_too_short_for_the_picture_is_refused(encoder):
