@@ -210,9 +210,15 @@ def _explain(schema: type[StrictConfig], document: _Document, fault: Any) -> str
 
 
 def _nearest(schema: type[BaseModel], location: Location) -> str:
+    """Say which key was meant: one of the same config, or of a config inside it, by its dotted name."""
     known = _fields_at(schema, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f", did you mean {close[0]}?" if close else f"; known here: {', '.join(sorted(known))}"
+    names = {name: name for name in known}
+    for name in known:
+        for inner in _fields_at(schema, (*location[:-1], name)):
+            names.setdefault(inner, f"{name}.{inner}")
+            names[f"{name}.{inner}"] = f"{name}.{inner}"
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f", did you mean {names[close[0]]}?" if close else f"; known here: {', '.join(sorted(known))}"
 
 
 def _fields_at(schema: type[BaseModel], location: Location) -> list[str]:

@@ -56,6 +56,7 @@ def test_values_are_read_and_overridden(written):
     ("text", "message"),
     [
         ("steps: 1\nstep: 2\n", "run.yaml:2: step: unknown key, did you mean steps?"),
+        ("steps: 1\npeak_lr: 2\n", "run.yaml:2: peak_lr: unknown key, did you mean optimizer.peak_lr?"),
         ("optimizer:\n  peak_rate: 2\n", "run.yaml:2: optimizer.peak_rate: unknown key, did you mean peak_lr?"),
         ("q: 2\n", "run.yaml:1: q: unknown key; known here: names, optimizer, steps"),
         ("steps: 1\n\nsteps: 2\n", "run.yaml:3: steps: repeated key, first at "),
