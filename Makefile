@@ -13,7 +13,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llava-prep needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[test,viewer]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[test,viewer,cluster]'
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
@@ -36,9 +36,13 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# TOKENIZER is a folder with Llama-2's tokenizer.json: make bench TOKENIZER=models/vicuna-7b-v1.5
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/pictures.py
+	test -z "$(TOKENIZER)" || $(BIN)/python -m pip install --quiet ftfy
+	test -z "$(TOKENIZER)" || $(BIN)/python benchmarks/compile_text.py --tokenizer "$(TOKENIZER)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis demo-out

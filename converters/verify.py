@@ -89,7 +89,7 @@ def make_probes(hub: Hub, image: Path | None, question: str) -> list[Probe]:
 
 def _probe(name: str, encoder: TextEncoder, num_patches: int, question: str, pixels: Tensor) -> Probe:
     has_image = len(pixels) > 0
-    sample = encode(TEMPLATES["vicuna_v1"].prompt(question, has_image, encoder.legacy), encoder, num_patches)
+    sample = encode(TEMPLATES["vicuna_v1"].bind(encoder.dialect).prompt(question, has_image), encoder, num_patches)
     slots = np.arange(len(sample.ids)) - sample.image_start
     is_slot = (slots >= 0) & (slots < num_patches) & has_image
     # A prompt without a picture carries the picture's hole, which is not attended: here it is left out.

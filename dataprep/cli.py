@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dataprep.commands import datasets, inspect, mix, preprocess, to_h5, verify
+from dataprep.commands import datasets, inspect, mix, preprocess, report, to_h5, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -30,4 +30,5 @@ main.add_command(mix.command)
 main.add_command(to_h5.command)
 main.add_command(verify.command)
 main.add_command(inspect.command)
+main.add_command(report.command)
 main.add_command(datasets.command)

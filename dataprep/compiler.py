@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataprep.config import CompileConfig
@@ -96,7 +95,7 @@ class Compiler:
     """Compiles tasks in one process.
 
     Args:
-        tokenizer: folder of the tokenizer.
+        encoder: of the tokenizer, built in this process.
         verdicts: says which pictures can be used.
         progress: called with the number of records done since the last call.
     """
@@ -104,17 +103,17 @@ class Compiler:
     def __init__(
         self,
         config: CompileConfig,
-        tokenizer: Path,
+        encoder: TextEncoder,
         verdicts: ImageVerdicts,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config = config
-        self.encoder = TextEncoder(tokenizer)
-        self.layout = find_layout(config, self.encoder)
+        self.encoder = encoder
+        self.layout = find_layout(config, encoder)
         self.verdicts = verdicts
         self.progress = progress
         self._limit = limit_of(config)
-        self._prompter = find_prompter(config, self.encoder)
+        self.render = find_prompter(config, self.encoder).render
 
     def run(self, task: Work) -> Result:
         """Compile the records of a task."""
@@ -157,16 +156,17 @@ class Compiler:
         result.tally.records += 1
         try:
             conversation, rules = parse(line)
-            source = source._replace(id=conversation.id)
+            source = Source(source.file, source.line, conversation.id)
             validate(conversation)
-            spans = self._prompter.render(conversation)
+            spans = self.render(conversation)
             if conversation.image is not None:
                 self.verdicts.require(conversation.image)
         except Refusal as refusal:
             return _refuse(result, source, refusal)
         except ImageFault as fault:
             return _refuse(result, source, Refusal(fault.reason, str(fault), source.id), image=conversation.image)
-        result.tally.normalised.update(rules)
+        if rules:
+            result.tally.normalised.update(rules)
         return _Pending(conversation, spans, source)
 
     def _fitted(self, conversation: Conversation, sample: Sample, tally: Tally) -> list[Sample]:
@@ -182,7 +182,7 @@ class Compiler:
         return parts
 
     def _encode(self, conversation: Conversation) -> Sample:
-        return encode(self._prompter.render(conversation), self.encoder, self.layout.num_patches)
+        return encode(self.render(conversation), self.encoder, self.layout.num_patches)
 
 
 def _refuse(result: Result, source: Source, refusal: Refusal, **more: str | None) -> None:

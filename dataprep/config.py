@@ -51,7 +51,10 @@ class CompileConfig(StrictConfig):
     """1: captions, the projector learns; 2: conversations."""
 
     template: Literal["plain", "plain_eos", "vicuna_v1", "llama2", "llama3", "chatml", "mistral", "zephyr", "tokenizer"]
-    """The wording around the turns (`dataprep/templates.py`); `tokenizer`: the tokenizer's own chat template."""
+    """The wording around the turns (`dataprep/templates/`); `tokenizer`: the tokenizer's own chat template."""
+
+    system: str | None = None
+    """System prompt; None: the template's own, empty: none."""
 
     max_seq_length: int = Field(default=2048, gt=1)
     """Slots of a row, the image slots included."""

@@ -94,6 +94,7 @@ REASONS = {
     "nested_image_tag": "removing <image> makes another one",
     "plain_needs_a_pair": "a caption template takes one question and one answer",
     "plain_needs_an_image": "a caption template takes a picture",
+    "chat_template": "the tokenizer's chat template cannot write the conversation",
     "no_room_for_an_answer": "the prompt alone fills the row",
     "too_long": "longer than the row",
     "unsafe_image_path": "the image key does not stay under the image root",

@@ -1,9 +1,10 @@
 """Spans to Sample: token ids with their loss mask.
 
 One tokenizer without any dummy prefix: `Prepend` normalizers are dropped and `Metaspace` is set to `never`, because
-the templates write every space out. Control literals in a text (`</s>`) are text: `encode_special_tokens` makes the
-`tokenizers` library encode them piece by piece. The recipe was proved against the original LLaVA's outputs on all of
-its samples and some thousands of random conversations, for `legacy` true and false.
+the templates write every space out. Control literals in a text (`</s>`) are text: the tokenizer that sees text knows
+the vocabulary alone, and control ids come from the spans that name them. The recipe was proved against the original
+LLaVA's outputs on all of its samples and some thousands of random conversations, for `legacy` true and false, and
+against transformers' `apply_chat_template` for the other templates.
 """
 
 from __future__ import annotations
@@ -20,30 +21,34 @@ from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
 from dataprep.shards.fingerprint import (
-    BLANK_RULE,
-    legacy,
+    read_chat_template,
     read_tokenizer_files,
     special_token,
-    text_rules,
     tokenizer_fingerprint,
 )
 from dataprep.templates import Kind, Span
+from dataprep.tokenizer_kinds import TokenizerError, control_ids, dialect_of, readable, refuse_unsafe, text_only
 from dataprep.word_cache import word_cache
 
-BLANK = "▁"
+#: The `bos_id` of a tokenizer that has none (Qwen).
+NO_ID = -1
 
 #: Texts that the word cache encodes and the tokenizer too: the first of each process, and then one in so many.
 COMPARE_FIRST = 256
 COMPARE_EVERY = 512
+
+#: Characters that no vocabulary has: they must become bytes.
+RARE = "\U0010fffd\x01"
+
+#: Spans whose ids are kept.
+MAX_FIXED = 10_000
 
 #: Environment variable that turns the word cache off.
 CACHE_SWITCH = "LLAVA_PREP_WORD_CACHE"
 
 _TRUE, _FALSE = b"\1", b"\0"
 
-
-class TokenizerError(ValueError):
-    """A tokenizer that this recipe cannot be exact with."""
+__all__ = ["NO_ID", "Sample", "TextEncoder", "TokenizerError", "encode", "encode_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,11 @@ class Sample:
 class TextEncoder:
     """The tokenizer of a folder, set up so that text stays text.
 
-    Build one in every process: the setting that keeps control literals out does not survive pickling.
-
     Attributes:
-        legacy: whether later turns open with a blank.
+        dialect: what templates have to know of it.
         fingerprint: see `dataprep.shards.fingerprint`.
+        control_ids: the ids of the tokens beside the vocabulary, by their text.
+        bos_id: `NO_ID` where the tokenizer has none.
 
     Raises:
         TokenizerError: the vocabulary breaks a property that exactness needs.
@@ -79,20 +84,21 @@ class TextEncoder:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         files, config = read_tokenizer_files(folder)
-        self.legacy = legacy(config, files)
         self.fingerprint = tokenizer_fingerprint(folder)
-        _refuse_unsafe(files, self.folder)
-        self._tokenizer = Tokenizer.from_str(json.dumps(_without_prefix(files)))
-        self._tokenizer.encode_special_tokens = True
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.bos_id = self._special(config, "bos_token")
+        refuse_unsafe(files, self.folder)
+        self._tokenizer = Tokenizer.from_str(json.dumps(text_only(files)))
+        self.control_ids = control_ids(files, config)
+        self.dialect = dialect_of(files, config, read_chat_template(folder, config), self.control_ids)
+        self.vocab_size = _vocab_size(files["model"]["vocab"], self.control_ids)
+        self.bos_id = self._special(config, "bos_token") if config.get("bos_token") else NO_ID
         self.eos_id = self._special(config, "eos_token")
         self.pad_id = self._pad(config)
-        self._control = {Kind.BOS: _bytes([self.bos_id]), Kind.EOS: _bytes([self.eos_id])}
+        self._control_names = {index: token for token, index in self.control_ids.items()}
         self._pad_bytes = _bytes([self.pad_id])
-        self._wording: dict[str, bytes] = {}
+        self._fixed: dict[int, tuple[bytes, Span]] = {}
         self._num_texts = 0
         self._cache = None if os.environ.get(CACHE_SWITCH) == "off" else word_cache(self._tokenizer, files)
+        self._refuse_found_controls()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without any control id and without a dummy prefix."""
@@ -122,27 +128,50 @@ class TextEncoder:
                     " this text and the tokenizer, and compile with LLAVA_PREP_WORD_CACHE=off"
                 )
 
-    def wording(self, text: str) -> bytes:
-        """Return the ids of a template's own words as bytes, encoded once a process."""
-        if text not in self._wording:
-            self._wording[text] = _bytes(self.encode(text))
-        return self._wording[text]
+    def fixed(self, span: Span) -> bytes:
+        """Return the ids of a span that holds no words of a record, as bytes: wording or one control token."""
+        # Templates give the same object again and again, and its identity is quicker to look up than what it says.
+        known = self._fixed.get(id(span))
+        if known is None:
+            if len(self._fixed) > MAX_FIXED:
+                self._fixed.clear()
+            known = self._fixed[id(span)] = (self._encode_fixed(span), span)  # kept, so that the identity stays its own
+        return known[0]
 
-    def control(self, kind: Kind) -> bytes:
-        """Return the id of a span that is one control token, as bytes."""
-        return self._control[kind]
+    def _encode_fixed(self, span: Span) -> bytes:
+        if span.kind is Kind.WORDING:
+            return _bytes(self.encode(span.text))
+        if span.kind is Kind.CONTROL:
+            return _bytes([self.control_ids[span.text]])
+        return _bytes([self.bos_id if span.kind is Kind.BOS else self.eos_id])
 
     def image_slots(self, num_patches: int) -> bytes:
         """Return what stands in the slots of a picture: the pad id, as in the Model Zoo's rows."""
         return self._pad_bytes * num_patches
 
     def decode(self, ids: Sequence[int]) -> list[str]:
-        """Return the piece of each id as it reads: blanks for `▁`, byte pieces as `<0x0A>`."""
-        return [(self._tokenizer.id_to_token(int(i)) or f"<{int(i)}>").replace(BLANK, " ") for i in ids]
+        """Return the piece of each id as it reads: blanks for `▁`, what is no whole character as bytes, `<0x0A>`."""
+        return [self._piece(int(index)) for index in ids]
+
+    def _piece(self, index: int) -> str:
+        if index in self._control_names:
+            return self._control_names[index]
+        piece = self._tokenizer.id_to_token(index)
+        return f"<{index}>" if piece is None else readable(piece, self.dialect.byte_level)
+
+    def _refuse_found_controls(self) -> None:
+        """Check that no text becomes a control token: a vocabulary may merge to one, or know no bytes, but `<unk>`."""
+        controls = set(self.control_ids.values())
+        for literal in (*self.control_ids, RARE):
+            if controls & set(self.encode(literal)):
+                raise TokenizerError(
+                    f"{self.folder}: the text {literal!r} becomes a control token by the vocabulary's own rules, so"
+                    " text could not stay text"
+                )
 
     def _special(self, config: dict[str, Any], name: str) -> int:
         token = special_token(config, name)
-        index = self._tokenizer.token_to_id(token) if token else None
+        index = self.control_ids.get(token) if token else None
         if index is None:
             raise TokenizerError(f"{self.folder}/tokenizer_config.json: {name} is {token!r}, which has no id")
         return index
@@ -151,7 +180,7 @@ class TextEncoder:
         """The pad id only fills slots that masks hide, so any id will do: pad, else unk, else eos, as Model Zoo."""
         for name in ("pad_token", "unk_token"):
             token = special_token(config, name)
-            index = self._tokenizer.token_to_id(token) if token else None
+            index = self.control_ids.get(token) if token else None
             if index is not None:
                 return index
         return self.eos_id
@@ -172,70 +201,41 @@ def encode_batch(samples: Sequence[Sequence[Span]], encoder: TextEncoder, num_pa
 def _join(spans: Sequence[Span], encoded: Iterator[bytes], encoder: TextEncoder, num_patches: int) -> Sample:
     pieces: list[bytes] = []
     trained: list[bytes] = []
-    attended: list[bytes] = []
+    hidden: list[tuple[int, int]] = []
     size, image_start = 0, -1
-    for kind, text, is_trained, is_attended in spans:
+    for span in spans:
+        kind, _, is_trained, is_attended = span
         if kind is Kind.TEXT:
             piece = next(encoded)
         elif kind is Kind.IMAGE:
             piece, image_start = encoder.image_slots(num_patches), size
         else:
-            piece = encoder.wording(text) if kind is Kind.WORDING else encoder.control(kind)
+            piece = encoder.fixed(span)
         count = len(piece) >> 2
         pieces.append(piece)
         trained.append((_TRUE if is_trained else _FALSE) * count)
-        attended.append((_TRUE if is_attended else _FALSE) * count)
+        if not is_attended:
+            hidden.append((size, size + count))
         size += count
     return Sample(
         ids=np.frombuffer(b"".join(pieces), np.int32),
         trained=np.frombuffer(b"".join(trained), bool),
-        attended=np.frombuffer(b"".join(attended), bool),
+        attended=_attended(size, hidden),
         image_start=image_start,
     )
+
+
+def _attended(size: int, hidden: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " T"]:
+    attended = np.ones(size, bool)
+    for start, stop in hidden:
+        attended[start:stop] = False
+    return attended
 
 
 def _bytes(ids: Sequence[int]) -> bytes:
     return np.array(ids, dtype=np.int32).tobytes()
 
 
-def _without_prefix(files: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokenizer file with nothing that adds, cuts or fills text on its own."""
-    files = {**files, "truncation": None, "padding": None, "normalizer": _no_prepend(files.get("normalizer"))}
-    pre = files.get("pre_tokenizer")
-    if pre and pre.get("type") == "Metaspace":
-        kept = {key: value for key, value in pre.items() if key != "add_prefix_space"}
-        files["pre_tokenizer"] = {**kept, "prepend_scheme": "never"}
-    return files
-
-
-def _no_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
-    if normalizer is None or normalizer.get("type") == "Prepend":
-        return None
-    if normalizer.get("type") == "Sequence":
-        kept = [_no_prepend(inner) for inner in normalizer["normalizers"]]
-        return {**normalizer, "normalizers": [inner for inner in kept if inner]}
-    return normalizer
-
-
-def _refuse_unsafe(files: dict[str, Any], folder: Path) -> None:
-    """Check what the recipe stands on; a tokenizer of another kind would be silently inexact."""
-    kind, rules = files["model"].get("type"), text_rules(files)
-    if kind != "BPE" or rules != [BLANK_RULE]:
-        raise TokenizerError(
-            f"{folder}: a {kind} tokenizer with the text rules {str(rules)[:200]};"
-            f" this template needs a Llama-type one: BPE, and nothing but {BLANK_RULE!r}"
-        )
-    crossing = [piece for piece in files["model"]["vocab"] if BLANK in piece.lstrip(BLANK)]
-    if crossing:
-        raise TokenizerError(
-            f"{folder}: {len(crossing)} pieces have a blank behind another character ({crossing[0]!r}), so prompts"
-            " cannot be cut at blanks; this template needs a Llama-type (SentencePiece) vocabulary"
-        )
-    if BLANK not in "".join(files["model"]["vocab"]):
-        raise TokenizerError(f"{folder}: no piece has {BLANK!r}; this template needs a Llama-type vocabulary")
-    plain = [entry["content"] for entry in files.get("added_tokens", []) if not entry.get("special")]
-    if plain:
-        raise TokenizerError(
-            f"{folder}: the added tokens {plain} are not marked special and would be found inside text; use the base"
-            " tokenizer, not that of an export"
-        )
+def _vocab_size(vocabulary: dict[str, int], controls: dict[str, int]) -> int:
+    """Return one more than the largest id, or the number of tokens where that is more."""
+    return max(len({*vocabulary, *controls}), 1 + max(vocabulary.values()), 1 + max(controls.values(), default=0))

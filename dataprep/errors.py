@@ -8,6 +8,12 @@ from enum import IntEnum
 #: What the system says where nothing more can be written.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+#: What it says where it is short of something itself, or a server is away: no fault of the file that was asked for.
+NOT_THE_FILE = (
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""

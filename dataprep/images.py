@@ -3,17 +3,30 @@
 Pillow's `verify()` does not decode (truncated JPEGs pass it), so a picture counts as good only after a full decode.
 Pixels equal what transformers' CLIPImageProcessor (crop) and LLaVA's expand2square (pad) give for opaque 8-bit
 pictures; for others `convert("RGB")` would turn transparent pixels black and clip 16 bits to white, and we do not.
+
+Whether a picture can be used is Pillow's verdict (and `wholeness.py`'s): the faster JPEG decoder is asked only about
+plain JPEG, and where it has as much as a warning, Pillow decides.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 import warnings
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from dataprep.errors import NOT_THE_FILE
+from dataprep.fitting import Raster, fit_exactly, fit_fast
+from dataprep.wholeness import is_whole
 
 #: Header sizes above this are refused before decoding: 10 kB of PNG can unfold to gigabytes. Pillow's own limit.
 MAX_PIXELS = 89_478_485
@@ -23,6 +36,18 @@ MAX_ASPECT = 100
 
 #: What `check_image` does, cheapest first.
 CHECKS = ("none", "exists", "header", "decode")
+
+#: What `load_image` may do with pixels: Pillow's to the bit, or to 1 or 2 levels and several times as fast.
+PIXELS = ("exact", "fast")
+
+#: JPEG files above this are left to Pillow, which reads them piece by piece.
+MAX_FAST_BYTES = 64 << 20
+
+#: Formats that Pillow hands to another program.
+FOREIGN_FORMATS = ("EPS",)
+
+#: An allocation that must succeed where memory is not short; it is never touched.
+SPARE_BYTES = 512 << 20
 
 
 class ImageFault(ValueError):
@@ -42,11 +67,22 @@ def resolve_key(root: Path, key: str) -> Path:
     Raises:
         ImageFault: `unsafe_image_path`.
     """
-    parts = PurePosixPath(key).parts
-    unsafe = key.startswith(("/", "~")) or ".." in parts or "\\" in key or "\0" in key or key[1:2] == ":"
-    if unsafe or not parts:
-        raise ImageFault("unsafe_image_path", f"image key {key!r} does not stay under the image root")
+    check_key(key)
     return root / key
+
+
+def check_key(key: str) -> None:
+    """Make sure that an image key stays under the image root.
+
+    Raises:
+        ImageFault: `unsafe_image_path`.
+    """
+    unsafe = key.startswith(("/", "~")) or "\\" in key or "\0" in key or key[1:2] == ":"
+    # Few keys have two dots in a row, or nothing but dots; only those are looked at closely.
+    if unsafe or (".." in key and ".." in key.split("/")) or not key.strip("./") or not key.isascii():
+        parts = [part for part in key.split("/") if part not in ("", ".")]
+        if unsafe or ".." in parts or not parts or not _is_utf8(key):
+            raise ImageFault("unsafe_image_path", f"image key {key!r} does not stay under the image root")
 
 
 def check_image(path: Path, check: str) -> None:
@@ -57,14 +93,19 @@ def check_image(path: Path, check: str) -> None:
     """
     if check == "none":
         return
-    _require_file(path)
-    if check == "header":
-        _open(path).close()
-    elif check == "decode":
-        _decode(path)
+    require_file(str(path))
+    if check == "exists":
+        return
+    with _opened(path) as (file, picture):
+        if check == "decode" and not _is_sound_jpeg(file, picture):
+            _load(file, picture)
+            # Some colour spaces are read, but cannot be shown; one row of them tells.
+            Raster(picture).rows(0, 1)
 
 
-def load_image(path: Path, size: int, fit: str, colour: tuple[int, int, int]) -> UInt8[np.ndarray, "size size 3"]:
+def load_image(
+    path: Path, size: int, fit: str, colour: tuple[int, int, int], pixels: str = "exact"
+) -> UInt8[np.ndarray, "size size 3"]:
     """Decode a picture and bring it to the tower's size.
 
     Args:
@@ -72,13 +113,21 @@ def load_image(path: Path, size: int, fit: str, colour: tuple[int, int, int]) ->
         size: side of the result in pixels.
         fit: `pad` (to a square with `colour`, then scaled) or `crop` (short side scaled, then the middle).
         colour: RGB of the padding.
+        pixels: one of `PIXELS`; `fast` loads torch.
 
     Raises:
         ImageFault: as `check_image`.
     """
-    picture = decode_image(path)
-    fitted = _pad(picture, size, colour) if fit == "pad" else _crop(picture, size)
-    return np.asarray(fitted)
+    require_file(str(path))
+    with _opened(path) as (file, picture):
+        if pixels == "exact":
+            _load(file, picture)
+            return fit_exactly(Raster(picture), size, fit, colour)
+        source = _plain_jpeg(file, picture)
+        if source is None:
+            _load(file, picture)
+            source = Raster(picture)
+        return fit_fast(source, size, fit, colour)
 
 
 def decode_image(path: Path) -> Image.Image:
@@ -90,8 +139,10 @@ def decode_image(path: Path) -> Image.Image:
     Raises:
         ImageFault: as `check_image`.
     """
-    _require_file(path)
-    return _decode(path)
+    require_file(str(path))
+    with _opened(path) as (file, picture):
+        _load(file, picture)
+        return Raster(picture).rows(0, picture.height).copy()
 
 
 def pad_colour(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -105,91 +156,126 @@ def dummy_image(size: int, colour: tuple[int, int, int]) -> UInt8[np.ndarray, "s
     return np.full((size, size, 3), colour, dtype=np.uint8)
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: str) -> os.stat_result:
+    """Return the status of a regular file.
+
+    Raises:
+        ImageFault: `missing_image`, or `unreadable_image` for a name that no file can have.
+    """
     try:
-        found = path.is_file()
-    except OSError as error:  # a name too long for any file, a folder that may not be entered
-        raise ImageFault("unreadable_image", f"{path}: {error.strerror}") from None
-    if not found:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    except (OSError, ValueError) as error:  # a name too long for any file, a folder that may not be entered
+        _raise_if_not_of_the_file(error)
+        detail = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImageFault("unreadable_image", f"{path}: {detail}") from None
+    if status is None or not stat.S_ISREG(status.st_mode):
         raise ImageFault("missing_image", f"{path}: no such file")
+    return status
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header and refuse by it what must not be decoded."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
+    """Give a picture whose header is good; what goes wrong with it in the block becomes an ImageFault of its file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bombs are refused below by their size; broken EXIF is nobody's concern
-            picture = Image.open(path)
-    except Image.DecompressionBombError as error:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF is nobody's concern
+            # Icons hold whole pictures with a header of their own, met while loading.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                _check_header(path, picture)
+                yield file, picture
+    except ImageFault:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageFault("image_too_large", f"{path}: {error}") from None
-    except Exception as error:  # a damaged header makes Pillow's plugins raise nearly anything
+    except UnidentifiedImageError:
+        raise ImageFault("unreadable_image", f"{path}: of no picture format that can be read") from None
+    except MemoryError:
+        # A damaged header may ask for any amount; where memory is really short, that is no fault of the picture.
+        np.empty(SPARE_BYTES, np.uint8)
+        raise ImageFault("unreadable_image", f"{path}: asks for more memory than its pixels need") from None
+    except Exception as error:  # damage makes Pillow's plugins raise OSError, SyntaxError, struct.error, IndexError ...
+        _raise_if_not_of_the_file(error)
         raise ImageFault("unreadable_image", f"{path}: {_sentence(error)}") from None
+
+
+def _check_header(path: Path, picture: Image.Image) -> None:
+    """Refuse by its header what must not be decoded."""
     width, height = picture.size
+    if picture.format in FOREIGN_FORMATS:
+        raise ImageFault("unreadable_image", f"{path}: {picture.format} is a program for a printer, not a picture")
     if width * height > MAX_PIXELS:
-        picture.close()
         raise ImageFault("image_too_large", f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        picture.close()
         raise ImageFault("image_too_thin", f"{path}: {width} x {height} pixels, at most 1 : {MAX_ASPECT} is usable")
-    return picture
 
 
-def _decode(path: Path) -> Image.Image:
-    with _open(path) as picture:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                picture.load()
-                return _rgb(picture)
-        except Exception as error:  # as in _open: decoders raise OSError, SyntaxError, struct.error, IndexError, ...
-            raise ImageFault("unreadable_image", f"{path}: {_sentence(error)}") from None
+def _load(file: BinaryIO, picture: Image.Image) -> None:
+    picture.load()
+    if not is_whole(file, picture.format):
+        raise OSError("the end of the file is missing")
+
+
+def _raise_if_not_of_the_file(error: Exception) -> None:
+    """Refuse no record for what is the machine's trouble, and gone in the next run."""
+    if isinstance(error, OSError) and error.errno in NOT_THE_FILE:
+        raise error
 
 
 def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    # Pillow names some objects by their address, which differs from run to run.
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Return an RGB copy: transparent pixels on white, 16 bits scaled to 8, EXIF orientation left as stored.
+def _is_utf8(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
-    Boxes in RefCOCO and Visual Genome refer to the stored raster, and LLaVA ignores the tag too.
+
+def _is_sound_jpeg(file: BinaryIO, picture: Image.Image) -> bool:
+    """Return whether the file is a plain JPEG without any fault; otherwise Pillow has to say.
+
+    Every coded bit is decoded. The inverse transform after that cannot fail, and is done at an eighth of the size.
     """
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _eight_bits(picture).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layers = picture.convert("RGBA")
-        if layers.getchannel("A").getextrema() != (255, 255):
-            white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layers).convert("RGB")
-        return layers.convert("RGB")
-    return picture.convert("RGB")
+    return _plain_jpeg(file, picture, smallest=True) is not None
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture)
-    if picture.mode != "F" or values.max(initial=0) > 255:
-        # A 16-bit file whose values all fit a byte is still 16-bit, unless it came as 32-bit integers.
-        scale = 257 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 1
-        values = values / scale
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8), "L")
+def _plain_jpeg(file: BinaryIO, picture: Image.Image, smallest: bool = False) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Return the pixels of a plain JPEG, equal to Pillow's, or None for anything else.
+
+    libjpeg fills what is missing with grey and only warns; `strict` turns each warning into an error.
+    """
+    if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or os.fstat(file.fileno()).st_size > MAX_FAST_BYTES:
+        return None
+    file.seek(0)
+    content = file.read()
+    if not _is_common_jpeg(content):
+        file.seek(0)
+        return None
+    scale = {"min_height": 1, "min_width": 1} if smallest else {}
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "RGB", strict=True, **scale)
+    except ValueError:
+        return None
+    return pixels if smallest or pixels.shape == (picture.height, picture.width, 3) else None
 
 
-def _pad(picture: Image.Image, size: int, colour: tuple[int, int, int]) -> Image.Image:
-    """LLaVA's expand2square (llava/mm_utils.py), then bicubic scaling."""
-    width, height = picture.size
-    if width != height:
-        side = max(width, height)
-        square = Image.new("RGB", (side, side), colour)
-        square.paste(picture, ((side - width) // 2, (side - height) // 2))
-        picture = square
-    return picture.resize((size, size), Image.Resampling.BICUBIC)
+def _is_common_jpeg(content: bytes) -> bool:
+    """Return whether a JPEG is baseline or progressive, Huffman coded, of 8 bits, its markers without junk between.
 
-
-def _crop(picture: Image.Image, size: int) -> Image.Image:
-    """CLIPImageProcessor's shortest-edge resize and centre crop, with its roundings."""
-    width, height = picture.size
-    short = min(width, height)
-    width, height = int(size * width / short), int(size * height / short)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    Decoders differ in which of the other kinds they know.
+    """
+    place = 2
+    while content[place : place + 1] == b"\xff" and place + 4 < len(content):
+        marker = content[place + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            return content[place + 4] == 8
+        if not (0xE0 <= marker <= 0xFE or marker in (0xC4, 0xDB, 0xDD)):
+            return False
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False

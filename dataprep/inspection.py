@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from itertools import groupby
 
 import click
@@ -18,7 +19,7 @@ def draw(row: StoredRow, layout: RowLayout, encoder: TextEncoder) -> str:
     """Return a heading and the row's text: trained tokens green, others dim, image slots as one mark."""
     picture = row.img_path or "no picture"
     heading = (
-        f"{row.source.file}:{row.source.line} id {row.source.id!r}  {picture}\n"
+        f"{_shown(row.source.file)}:{row.source.line} id {row.source.id!r}  {_shown(picture)}\n"
         f"{row.length} of {layout.max_seq_length} slots attended, {int(row.loss_mask.sum())} trained\n"
     )
     return heading + "".join(_paint(kind, ids, encoder) for kind, ids in _runs(row, layout))
@@ -55,8 +56,17 @@ def _paint(kind: str, ids: list[int], encoder: TextEncoder) -> str:
         return click.style(f"<image: {len(ids)} patches>", fg="cyan")
     if kind == "hole":
         return click.style(f"<no image: {len(ids)} slots masked>", fg="yellow")
-    text = "".join(piece.replace("<0x0A>", "\n") for piece in encoder.decode(ids))
+    text = _shown("".join(piece.replace("<0x0A>", "\n") for piece in encoder.decode(ids)))
     return click.style(text, fg="green", bold=True) if kind == "trained" else click.style(text, dim=True)
+
+
+def _shown(text: str) -> str:
+    """Return a text with its control characters spelled out: a terminal would obey them."""
+    return "".join(repr(character)[1:-1] if _obeyed(character) else character for character in text)
+
+
+def _obeyed(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t"
 
 
 def table_of(row: StoredRow, layout: RowLayout, encoder: TextEncoder) -> str:

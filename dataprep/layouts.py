@@ -10,7 +10,7 @@ from dataprep.conversation import IMAGE_TAG, Conversation, Turn
 from dataprep.encoding import Sample, TextEncoder, encode
 from dataprep.shards.layout import RowLayout
 from dataprep.templates import TEMPLATES, Kind, Prompter, TemplateError
-from dataprep.templates.whole import check_against_whole
+from dataprep.whole_chat import check_against_whole
 
 
 class LayoutError(ValueError):
@@ -23,11 +23,9 @@ def find_prompter(config: CompileConfig, encoder: TextEncoder) -> Prompter:
     Raises:
         LayoutError: they do not fit; it names what is missing.
     """
-    system = getattr(config, "system", None)
     try:
-        prompter = TEMPLATES[config.template].bind(encoder.dialect, system)
-        if config.template == "tokenizer":
-            check_against_whole(prompter, encoder, system)
+        prompter = TEMPLATES[config.template].bind(encoder.dialect, config.system)
+        check_against_whole(prompter, encoder)
     except TemplateError as error:
         raise LayoutError(f"{encoder.folder}: {error}") from None
     return prompter
@@ -103,7 +101,7 @@ def _find_image(prompter: Prompter, encoder: TextEncoder, num_patches: int) -> S
         found = _probe(prompter, encoder, num_patches, "a", *words).image_start
         if found != shown.image_start:
             raise LayoutError(
-                f"template {prompter.template.name}: the picture stands at token {shown.image_start} in one conversation"
-                f" and at {found} in another; rows need a constant image_start_idx"
+                f"template {prompter.template.name}: the picture stands at token {shown.image_start} in one"
+                f" conversation and at {found} in another; rows need a constant image_start_idx"
             )
     return shown

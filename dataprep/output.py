@@ -5,6 +5,7 @@ manifest.json         layout, config, inputs, accounting; sha256, content hash a
 data_params.json      the Model Zoo's summary, with image_patch_info.image_patch_start_idx
 refused.jsonl         every refused record: reason, detail, file, line, id
 README.md             the dataset card
+report.html           a page about it all (`dataprep/report`)
 tokenizer/            the tokenizer's files, so that the shards can be read back as text
 .tasks/               a record for each finished task; a rerun does what has none
 """
@@ -12,16 +13,18 @@ tokenizer/            the tokenizer's files, so that the shards can be read back
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataprep.compiler import Result, Tally, Work
 from dataprep.errors import CommandError, Exit
 from dataprep.provenance import differences
+from dataprep.report.card import card
 from dataprep.shards.fingerprint import TOKENIZER_FILES
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
-from dataprep.shards.reader import MANIFEST_NAME, file_sha256
+from dataprep.shards.manifest import MANIFEST_NAME, file_sha256
 from dataprep.shards.writer import publish
 
 #: The folder of the rows that `holdout` keeps from training, inside the output folder.
@@ -91,6 +94,21 @@ class OutputFolder:
             raise CommandError(f"{self._record_path(task)}: no record of task {task.index}; run the same command again")
         return record
 
+    def left(self, tasks: Sequence[Work]) -> Iterator[Work]:
+        """Yield the tasks that are not done, told from their records and the sizes of their shards."""
+        there = set(os.listdir(self.tasks))
+        for task in tasks:
+            path = self._record_path(task)
+            record = _read(path) if path.name in there else None
+            if record is None or not all(self._sized(shard) for shard in record["shards"]):
+                yield task
+
+    def _sized(self, shard: dict[str, Any]) -> bool:
+        try:
+            return os.stat(self.folder / shard["file"]).st_size == shard["bytes"]
+        except FileNotFoundError:
+            return False
+
     def _whole(self, shard: dict[str, Any]) -> bool:
         file = self.folder / shard["file"]
         return file.is_file() and file_sha256(file) == shard["sha256"]
@@ -123,7 +141,6 @@ class OutputFolder:
         refusals = [refusal for record in records for refusal in record["refusals"]]
         publish(self.folder / "refused.jsonl", b"".join(_json(refusal, None) for refusal in refusals))
         publish(self.folder / "data_params.json", _json(data_params(layout, tally, identity)))
-        publish(self.folder / "README.md", card(layout, tally, shards, identity).encode("utf-8"))
         manifest = {
             "format_version": FORMAT_VERSION,
             "layout": layout.attributes(),
@@ -131,6 +148,7 @@ class OutputFolder:
             **identity,
             "shards": shards,
         }
+        publish(self.folder / "README.md", card(manifest).encode("utf-8"))
         publish(self.folder / MANIFEST_NAME, _json(manifest))
         return tally
 
@@ -170,35 +188,6 @@ def data_params(layout: RowLayout, tally: Tally, identity: dict[str, Any]) -> di
         },
         "image_patch_info": {"image_patch_start_idx": layout.image_start_idx},
     }
-
-
-def card(layout: RowLayout, tally: Tally, shards: list[dict[str, Any]], identity: dict[str, Any]) -> str:
-    """Return the dataset card."""
-    refused = "".join(f"| refused: {reason} | {count} |\n" for reason, count in sorted(tally.refused.items()))
-    inputs = "".join(f"* `{entry['file']}`, sha256 `{entry['sha256']}`\n" for entry in identity["inputs"])
-    size = sum(shard["bytes"] for shard in shards) / 1e6
-    return f"""# Phase {layout.phase} shards
-
-{tally.rows} rows of {layout.max_seq_length} slots in {len(shards)} HDF5 files ({size:.1f} MB), template
-`{layout.template}`, image at {layout.image_start_idx} ({layout.num_patches} patches), pictures `{layout.image_fit}`
-to {layout.image_size} pixels.
-
-| records | {tally.records} |
-| --- | --- |
-| written | {tally.written} |
-| of them text-only | {tally.text_only} |
-| of them truncated | {tally.truncated} |
-| of them split | {tally.split} |
-| deduplicated | {tally.deduplicated} |
-{refused}| attended tokens | {tally.attended_tokens} |
-| trained tokens | {tally.loss_tokens} |
-
-Made from:
-
-{inputs}
-Check with `llava-prep verify`, look at rows with `llava-prep inspect`. The format is described in
-`dataprep/shards/README.md` of llava-prep; every refused record stands in `refused.jsonl`.
-"""
 
 
 def _read(path: Path) -> dict[str, Any] | None:

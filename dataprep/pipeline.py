@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,16 +14,17 @@ from typing import Any
 
 from dataprep.compiler import Compiler, Tally, Work
 from dataprep.config import CompileConfig
+from dataprep.embedding import EmbeddedPictures
 from dataprep.encoding import TextEncoder
 from dataprep.errors import NO_SPACE, CommandError, Exit
 from dataprep.layouts import find_layout
 from dataprep.locking import only_run
 from dataprep.output import HOLDOUT_NAME, OutputFolder
 from dataprep.plan import InputFile, plan, survey
-from dataprep.selection import needs_selection, pick_tasks, select
+from dataprep.selection import keep_order, needs_selection, order_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
-from dataprep.workers import DIED, begin_worker, lost_worker, stop_workers, worker_map
+from dataprep.workers import DIED, begin_worker, lost_worker, out_of_memory, stop_workers, worker_map
 
 #: Seconds between two looks at the workers' counter.
 TICK = 0.2
@@ -38,25 +39,31 @@ class Job:
     inputs: tuple[Path, ...]
     image_root: Path
     output: Path
+    share: str = ""
+    """What tells this share of the run from the others; machines cannot share an SQLite file."""
 
 
 #: `progress(records_done, refused)`: called in the parent, now and then.
 Progress = Callable[[int, int], None]
 
 
-def input_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Survey the inputs; they go by their names, or by their paths where two have the same name.
+def input_names(paths: Sequence[Path]) -> list[str]:
+    """Return what the inputs go by: their names, or their paths where two have the same name.
 
     Raises:
         CommandError: a file is named twice, so its records would be too.
     """
-    places = [path.resolve() for path in paths]
-    twice = [str(path) for index, path in enumerate(paths) if places[index] in places[:index]]
+    first: dict[Path, Path] = {}
+    twice = [str(path) for path in paths if first.setdefault(path.resolve(), path) is not path]
     if twice:
         raise CommandError(f"--input names a file twice: {', '.join(twice)}")
     names = [path.name for path in paths]
-    unique = len(set(names)) == len(names)
-    return [survey(path, path.name if unique else str(path)) for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def input_files(paths: Sequence[Path], mapper: Callable[..., Iterable[InputFile]] = map) -> list[InputFile]:
+    """Survey the inputs, with a `map` over worker processes where one is given."""
+    return list(mapper(survey, paths, input_names(paths)))
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class Prepared:
     identity: dict[str, Any]
     parts: tuple[Part, ...]
     num_records: int
+    encoder: TextEncoder
+    """For this process alone: every other builds its own."""
 
     @property
     def work(self) -> list[Assignment]:
@@ -97,42 +106,58 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
     Raises:
         CommandError: folder conflict (4), no space (6).
     """
-    with _space(job.output):
-        job.output.mkdir(parents=True, exist_ok=True)
-        with only_run(job.output / ".lock", job.output):
-            prepared = prepare(job, input_files(job.inputs), workers)
-            started(prepared.num_records)
-            compile_missing(prepared, prepared.work, workers, progress)
-            return finish(prepared)
+    with resources(job.output), only_run(job.output / ".lock", job.output):
+        prepared = prepare(job, input_files(job.inputs), workers)
+        started(prepared.num_records)
+        compile_missing(prepared, prepared.work, workers, progress)
+        return finish(prepared)
 
 
-def prepare(job: Job, files: Sequence[InputFile], workers: int) -> Prepared:
+def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: int | None = None) -> Prepared:
     """Plan a run and claim its folders.
+
+    Args:
+        num_duplicates: of a run whose records have been chosen already, so that the orders lie in its folders.
 
     Raises:
         CommandError: there is no record, or the folder holds another run's shards (4).
     """
     if not any(file.num_lines for file in files):
         raise CommandError(f"no records in {', '.join(map(str, job.inputs))}")
-    layout = find_layout(job.config, TextEncoder(job.tokenizer))
+    encoder = TextEncoder(job.tokenizer)
+    layout = find_layout(job.config, encoder)
     identity = _identity(job, files, layout)
     output = OutputFolder(job.output, identity)
     if needs_selection(job.config):
-        parts = _selected_parts(job, files, output, workers)
+        if num_duplicates is None:
+            num_duplicates = _choose(job, files, output, workers)
+        parts = _chosen_parts(job, files, output, num_duplicates)
     else:
         parts = (Part(output, tuple(plan(files, job.config.shard_rows))),)
-    return Prepared(job, layout, identity, parts, sum(file.num_lines for file in files))
+    return Prepared(job, layout, identity, parts, sum(file.num_lines for file in files), encoder)
 
 
-def _selected_parts(job: Job, files: Sequence[InputFile], output: OutputFolder, workers: int) -> tuple[Part, ...]:
+def _choose(job: Job, files: Sequence[InputFile], output: OutputFolder, workers: int) -> int:
+    """Look at every record, write the orders into the folders, return the number of duplicates."""
     with worker_map(workers) as mapper:
         selection = select(files, job.config, mapper)
-    tasks = pick_tasks(selection.train, output.tasks, files, job.config.shard_rows)
-    parts = [Part(output, tuple(tasks), selection.num_duplicates)]
+    keep_order(selection.train, output.tasks)
     if job.config.holdout > 0:
-        held = OutputFolder(job.output / HOLDOUT_NAME, output.identity)
-        parts.append(Part(held, tuple(pick_tasks(selection.holdout, held.tasks, files, job.config.shard_rows))))
+        keep_order(selection.holdout, _held_out(job, output).tasks)
+    return selection.num_duplicates
+
+
+def _chosen_parts(job: Job, files: Sequence[InputFile], output: OutputFolder, num_duplicates: int) -> tuple[Part, ...]:
+    rows = job.config.shard_rows
+    parts = [Part(output, tuple(order_tasks(output.tasks, files, rows)), num_duplicates)]
+    if job.config.holdout > 0:
+        held = _held_out(job, output)
+        parts.append(Part(held, tuple(order_tasks(held.tasks, files, rows))))
     return tuple(parts)
+
+
+def _held_out(job: Job, output: OutputFolder) -> OutputFolder:
+    return OutputFolder(job.output / HOLDOUT_NAME, output.identity)
 
 
 def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[str, Any]:
@@ -189,7 +214,7 @@ Report = tuple[dict[str, Any] | None, int]
 
 def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
     advanced: list[int] = []
-    compiler = make_compiler(prepared.job, advanced.append)
+    compiler = make_compiler(prepared.job, advanced.append, encoder=prepared.encoder)
     for number, task in work:
         record = prepared.parts[number].output.save(task, compiler.run(task))
         yield record, sum(advanced)
@@ -198,13 +223,20 @@ def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> I
 
 def make_verdicts(job: Job, remember: bool = True) -> ImageVerdicts:
     """Return the verdicts on a job's pictures; `remember`: share them through the output folder."""
-    store = job.output / ".pictures.sqlite" if remember else None
+    store = job.output / f".pictures{job.share}.sqlite" if remember else None
+    if job.config.images == "embed":
+        return EmbeddedPictures(job.image_root, job.config.image, job.config.image_pixels, store)
     return ImageVerdicts(job.image_root, job.config.check_images, store)
 
 
-def make_compiler(job: Job, progress: Callable[[int], None] = lambda _: None, remember: bool = True) -> Compiler:
-    """Return the compiler of a job."""
-    return Compiler(job.config, job.tokenizer, make_verdicts(job, remember), progress)
+def make_compiler(
+    job: Job,
+    progress: Callable[[int], None] = lambda _: None,
+    remember: bool = True,
+    encoder: TextEncoder | None = None,
+) -> Compiler:
+    """Return the compiler of a job, with this process's encoder of the job's tokenizer where it has one."""
+    return Compiler(job.config, encoder or TextEncoder(job.tokenizer), make_verdicts(job, remember), progress)
 
 
 def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
@@ -218,12 +250,12 @@ def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int
         waiting: set[Future[dict[str, Any]]] = {pool.submit(_work, assignment) for assignment in work}
         while waiting:
             finished, waiting = wait(waiting, timeout=TICK, return_when=FIRST_COMPLETED)
-            done = counter.value
+            done = counter.get_obj().value  # without its lock: a killed worker may hold that for ever
             yield None, done - seen
             seen = done
             for future in finished:
                 yield future.result(), 0
-        yield None, counter.value - seen
+        yield None, counter.get_obj().value - seen
     except (BrokenProcessPool, OSError) as error:
         if not lost_worker(pool, error):
             raise
@@ -233,6 +265,9 @@ def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int
 
 
 _worker: tuple[Compiler, tuple[OutputFolder, ...]] | None = None
+
+#: What ended this worker's work: the parent stops it, and until then it takes nothing more in hand.
+_failure: BaseException | None = None
 
 
 def _start_worker(job: Job, outputs: tuple[OutputFolder, ...], counter: Any) -> None:
@@ -249,20 +284,33 @@ def _start_worker(job: Job, outputs: tuple[OutputFolder, ...], counter: Any) -> 
 
 
 def _work(assignment: Assignment) -> dict[str, Any]:
+    global _failure
     assert _worker is not None
+    if _failure is not None:
+        raise _failure
     compiler, outputs = _worker
     number, task = assignment
-    return outputs[number].save(task, compiler.run(task))
+    try:
+        return outputs[number].save(task, compiler.run(task))
+    except BaseException as error:
+        _failure = error
+        raise
 
 
 @contextmanager
-def _space(folder: Path) -> Iterator[None]:
+def resources(folder: Path) -> Iterator[None]:
+    """Say in a sentence that the disk or the memory is full, here or in a worker."""
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise CommandError(
                 f"{folder}: no space left; finished shards are kept, run the same command again with more space",
                 Exit.NO_SPACE,
+            ) from None
+        if out_of_memory(error):
+            raise CommandError(
+                f"{folder}: out of memory; finished shards are kept, run the same command again with fewer --workers",
+                Exit.BUG,
             ) from None
         raise

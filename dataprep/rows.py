@@ -28,25 +28,20 @@ def lay_out(sample: Sample, layout: RowLayout, img_path: str | None, source: Sou
     data = _blank_row(layout.max_seq_length, layout.pad_id).copy()
     num_inputs = len(sample.ids) - 1
     data[_IDS, :num_inputs] = sample.ids[:-1]
-    if sample.attended.all():
+    if np.count_nonzero(sample.attended) == len(sample.ids):
+        # The usual case, without lists of positions: it is what most of the time goes into.
         data[_LABELS, :num_inputs] = sample.ids[1:]
         data[_LOSS, :num_inputs] = sample.trained[1:]
         data[_PADDING, :num_inputs] = 0
-        length = num_inputs
+        length, num_loss_tokens = num_inputs, np.count_nonzero(sample.trained[1:])
     else:
         attended = np.flatnonzero(sample.attended)
         inputs, targets = attended[:-1], attended[1:]
         data[_LABELS, inputs] = sample.ids[targets]
         data[_LOSS, inputs] = sample.trained[targets]
         data[_PADDING, inputs] = 0
-        length = len(inputs)
-    return Row(
-        data=data,
-        img_path=img_path,
-        length=length,
-        num_loss_tokens=int(np.count_nonzero(data[_LOSS])),
-        source=source,
-    )
+        length, num_loss_tokens = len(inputs), np.count_nonzero(sample.trained[targets])
+    return Row(data, img_path, length, int(num_loss_tokens), source)
 
 
 _IDS, _LOSS, _LABELS, _PADDING = (

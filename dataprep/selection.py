@@ -8,7 +8,6 @@ hash of what it says, the order by a hash of seed and place. The index of picked
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from dataprep.config import CompileConfig
 from dataprep.conversation import BYTE_ORDER_MARK, MAX_LINE_BYTES, Refusal, parse, placed_lines, validate
 from dataprep.plan import MIN_RECORDS, InputFile, Segment, task_size
 from dataprep.shards.layout import Source
-from dataprep.shards.writer import publish
+from dataprep.shards.writer import whole_file
 
 #: One picked record: which input file, where its line begins, the line's length in bytes and its number.
 PICK = np.dtype([("file", "<i4"), ("length", "<i4"), ("start", "<i8"), ("line", "<i8")])
@@ -108,9 +107,8 @@ def select(files: Sequence[InputFile], config: CompileConfig, mapper: Mapper = m
 
 def keep_order(picks: np.ndarray, folder: Path) -> None:
     """Write an order into `folder`."""
-    content = io.BytesIO()
-    np.save(content, picks)
-    publish(folder / ORDER_NAME, content.getvalue())
+    with whole_file(folder / ORDER_NAME) as file:
+        np.save(file, picks)
 
 
 def order_tasks(folder: Path, files: Sequence[InputFile], shard_rows: int) -> list[PickTask]:

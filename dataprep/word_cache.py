@@ -11,9 +11,10 @@ Ids are kept as bytes (int32): joining bytes is an order of magnitude cheaper th
 from __future__ import annotations
 
 import re
+import struct
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
@@ -37,6 +38,8 @@ class WordCache:
     def __init__(self, model: BPE, cut_at_newlines: bool) -> None:
         self._words = _Words(model, "")
         self._later_words = _Words(model, BLANK)
+        self._later_words[""] = b""
+        self._later_word = self._later_words.__getitem__
         self._newline = self._words["\n"] if cut_at_newlines else None
 
     def encode(self, text: str) -> bytes:
@@ -51,8 +54,11 @@ class WordCache:
         if "  " in line or line.endswith(" "):
             # A run of blanks belongs to the word behind it.
             return b"".join([self._words[word] for word in _WORD.findall(line)])
-        first, *later = line.split(" ")
-        return self._words[first] + b"".join(map(self._later_words.__getitem__, later))
+        words = line.split(" ")
+        if words[0]:
+            return self._words[words[0]] + b"".join(map(self._later_word, words[1:]))
+        # The line opens with a blank, as nearly all do; its empty first word has no ids, and no other is empty.
+        return b"".join(map(self._later_word, words))
 
 
 class _Words(dict[str, bytes]):
@@ -65,12 +71,18 @@ class _Words(dict[str, bytes]):
 
     def __missing__(self, word: str) -> bytes:
         tokens = self._model.tokenize(self._opening + word.replace(" ", BLANK))
-        ids = np.array([token.id for token in tokens], dtype=np.int32).tobytes()
+        ids = _format(len(tokens)).pack(*[token.id for token in tokens])
         if len(word) <= MAX_CHARS:
             if len(self) >= MAX_WORDS:
                 self.clear()
+                self[""] = b""
             self[word] = ids
         return ids
+
+
+@lru_cache(maxsize=256)
+def _format(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}i")
 
 
 def word_cache(tokenizer: Tokenizer, files: dict[str, Any]) -> WordCache | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,12 @@ def lost_worker(pool: ProcessPoolExecutor, error: Exception) -> bool:
     is broken, or `handle is closed`.
     """
     return isinstance(error, BrokenProcessPool | BrokenPipeError) or bool(pool._broken)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that the system gave no more memory; HDF5 says it in words alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or number == errno.ENOMEM or "unable to allocate memory" in str(error)
 
 
 def stop_workers(pool: ProcessPoolExecutor) -> None:

@@ -1,10 +1,14 @@
 """What tests of several parts share."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+
+#: A report that cannot be made never fails a compile, but it fails a test (`dataprep/report/`).
+os.environ["LLAVA_PREP_STRICT_REPORT"] = "1"
 
 #: Words for the tiny tokenizer to learn, the prompt's own among them.
 CORPUS = (

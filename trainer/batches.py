@@ -38,6 +38,7 @@ class Rows(Protocol):
     @property
     def num_loss_tokens(self) -> NDArray[np.int32]: ...  # noqa: D102
     def __getitem__(self, index: int) -> StoredRow: ...
+    def picture(self, index: int) -> NDArray[np.uint8] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class StepDataset(Dataset[Step]):
 
     rows: Rows
     order: SampleOrder
-    image_dir: Path
+    image_dir: Path | None
+    """What image keys are relative to; None where the shards hold the pictures."""
     max_tokens: int
     packed: bool = True
     pad_to_multiple: int = 1
@@ -148,13 +150,20 @@ class StepDataset(Dataset[Step]):
     def _read(self, samples: NDArray[np.integer]) -> MicroBatch:
         rows = [self.rows[int(sample)] for sample in samples]
         pictures = [
-            read_picture(row, self.rows.layout, self.image_dir) for row in rows if row.has_image or not self.packed
+            read_picture(row, self.rows.layout, self.image_dir, self.rows.picture(int(sample)))
+            for sample, row in zip(samples, rows, strict=True)
+            if row.has_image or not self.packed
         ]
         return collate(rows, pictures, self.rows.layout, self.packed, self.pad_to_multiple)
 
 
-def read_picture(row: StoredRow, layout: RowLayout, image_dir: Path) -> UInt8[np.ndarray, "size size 3"]:
+def read_picture(
+    row: StoredRow, layout: RowLayout, image_dir: Path | None, embedded: NDArray[np.uint8] | None = None
+) -> UInt8[np.ndarray, "size size 3"]:
     """Return a row's picture as the tower takes it, or the dummy picture of a text-only row.
+
+    Args:
+        embedded: the picture that the row's shard holds; None: it is read from the file that the row names.
 
     Raises:
         ImageFault: there is no such picture, or it cannot be decoded; the message says which row wanted it.
@@ -162,6 +171,10 @@ def read_picture(row: StoredRow, layout: RowLayout, image_dir: Path) -> UInt8[np
     colour = pad_colour(layout.image_mean)
     if row.img_path is None:
         return dummy_image(layout.image_size, colour)
+    if embedded is not None:
+        return embedded
+    if image_dir is None:
+        raise ImageFault("missing_image", f"{name_of(row)}: {row.img_path} is not in the shard; give data.image_dir")
     try:
         return load_image(resolve_key(image_dir, row.img_path), layout.image_size, layout.image_fit, colour)
     except ImageFault as fault:

@@ -43,7 +43,7 @@ class DataConfig(StrictConfig):
     """Folder of shards that `llava-prep to-h5` wrote; by default `ROOT/h5/phaseN`, where ROOT is the workspace's."""
 
     image_dir: Path | None = None
-    """The folder that image keys are relative to; by default the workspace's root."""
+    """The folder that image keys are relative to; by default the workspace's root. Pictures in the shards need none."""
 
     packing: Literal["packed", "none"] = "packed"
     """`none` trains the rows as they are stored, padding and dummy pictures included: slower, and the same steps."""

@@ -109,15 +109,15 @@ def _check_budget(config: TrainConfig, rows: ShardReader) -> None:
 
 
 def _check_image_dir(config: TrainConfig, rows: ShardReader) -> None:
-    """Look for one picture, so that a wrong root is found now and not by every worker."""
-    with_picture = rows.has_image.nonzero()[0]
-    if not len(with_picture):
+    """Look for one picture that no shard holds, so that a wrong root is found now and not by every worker."""
+    from_files = (rows.has_image & ~rows.has_embedded).nonzero()[0]
+    if not len(from_files):
         return
-    assert config.data.image_dir is not None
-    key = rows[int(with_picture[0])].img_path
-    if key is not None and not (config.data.image_dir / key).is_file():
+    key, image_dir = rows[int(from_files[0])].img_path, config.data.image_dir
+    if key is not None and (image_dir is None or not (image_dir / key).is_file()):
+        missing = f"{image_dir} does not hold" if image_dir else "none is given, and no shard holds"
         raise TrainError(
-            f"data.image_dir: {config.data.image_dir} does not hold {key}, the picture of row {with_picture[0]};"
+            f"data.image_dir: {missing} {key}, the picture of row {from_files[0]};"
             " give the folder that the image keys are relative to"
         )
 
@@ -294,7 +294,6 @@ def _take_steps(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> N
     """Train until the end of the run, its `stop_after`, or a signal."""
     plan, world, config = trainer.plan, trainer.world, trainer.plan.config
     last = min(plan.num_steps, config.stop_after or plan.num_steps)
-    assert config.data.image_dir is not None
     dataset = StepDataset(
         rows=plan.rows,
         order=plan.order,

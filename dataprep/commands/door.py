@@ -19,6 +19,10 @@ from dataprep.errors import NO_SPACE, CommandError, Exit
 OURS = ("configs", "dataprep")
 
 
+class _Terminated(BaseException):
+    """The process was told to stop; no `except Exception` on the way may take it for a fault of what is worked on."""
+
+
 def door(command: Callable[..., int | None]) -> Callable[..., None]:
     """Run a command's function; a fault that the user can mend ends it with one sentence and its exit code."""
 
@@ -29,6 +33,8 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
             fail("interrupted; run the same command again to go on", Exit.INTERRUPTED)
+        except _Terminated:
+            fail("terminated; run the same command again to go on", Exit.TERMINATED)
         except CommandError as error:
             fail(str(error), error.code)
         except OSError as error:
@@ -88,7 +94,7 @@ def records_bar(quiet: bool, what: str | None = None) -> Iterator[Callable[[int]
 
 def _terminate(signum: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one must not interrupt the tidying up.
-    raise CommandError("terminated; run the same command again to go on", Exit.TERMINATED)
+    raise _Terminated
 
 
 def _code(error: Exception) -> Exit:

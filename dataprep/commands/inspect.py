@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dataprep.commands.door import door, existing
 from dataprep.errors import CommandError
+
+if TYPE_CHECKING:
+    from dataprep.encoding import TextEncoder
 
 
 @click.command("inspect")
@@ -23,10 +27,9 @@ def command(path: Path, row: int, ids: bool, tokenizer: str | None) -> None:
     Example:
       llava-prep inspect data/h5/phase2 --row 3
     """
-    from dataprep.encoding import TextEncoder
-    from dataprep.hub import tokenizer_folder
     from dataprep.inspection import draw, table_of
     from dataprep.shards.reader import ShardReader
+    from dataprep.verification import require_shard
 
     existing(path, "inspect")
     folder, offset, count = _place(path)
@@ -36,16 +39,29 @@ def command(path: Path, row: int, ids: bool, tokenizer: str | None) -> None:
             raise CommandError(f"{path}: no rows; every record was refused, see refused.jsonl")
         if row >= count:
             raise CommandError(f"--row {row}: {path} has rows 0 to {count - 1}")
+        require_shard(folder, offset + row)
         stored = reader[offset + row]
-        encoder = TextEncoder(tokenizer_folder(tokenizer) if tokenizer else folder / "tokenizer")
-        if encoder.fingerprint != reader.layout.tokenizer_fingerprint:
-            raise CommandError(
-                f"tokenizer {encoder.folder}: fingerprint {encoder.fingerprint[:12]}…,"
-                f" the shards were compiled with {reader.layout.tokenizer_fingerprint[:12]}…"
-            )
+        encoder = _encoder(folder, tokenizer, reader.layout.tokenizer_fingerprint)
         click.echo(draw(stored, reader.layout, encoder))
         if ids:
             click.echo(table_of(stored, reader.layout, encoder))
+
+
+def _encoder(folder: Path, tokenizer: str | None, fingerprint: str) -> TextEncoder:
+    """Return the tokenizer that a user names, or the copy beside the shards."""
+    from dataprep.encoding import TextEncoder
+    from dataprep.hub import tokenizer_folder
+
+    place = tokenizer_folder(tokenizer) if tokenizer else folder / "tokenizer"
+    if not place.is_dir():
+        raise CommandError(f"{place}: no such folder; give the tokenizer by --tokenizer FOLDER_OR_HUB_ID")
+    encoder = TextEncoder(place)
+    if encoder.fingerprint != fingerprint:
+        raise CommandError(
+            f"tokenizer {place}: fingerprint {encoder.fingerprint[:12]}…,"
+            f" the shards were compiled with {fingerprint[:12]}…"
+        )
+    return encoder
 
 
 def _place(path: Path) -> tuple[Path, int, int | None]:
@@ -54,7 +70,7 @@ def _place(path: Path) -> tuple[Path, int, int | None]:
         return path, 0, None
     if path.suffix != ".h5":
         raise CommandError(f"{path}: is no shard; give a folder that `to-h5` has written, or a .h5 file of it")
-    from dataprep.shards.reader import read_manifest
+    from dataprep.shards.manifest import read_manifest
 
     manifest, _ = read_manifest(path.parent)
     offset = 0

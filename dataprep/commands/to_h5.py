@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataprep.commands.cluster_options import Cluster, cluster_options
 from dataprep.commands.door import door, existing, result, say, table
 from dataprep.errors import CommandError, Exit
 from dataprep.provenance import check_source
@@ -38,6 +39,19 @@ if TYPE_CHECKING:
 @click.option("--check-images", type=click.Choice(["decode", "header", "exists", "none"]), help="Default: decode.")
 @click.option("--image-fit", type=click.Choice(["pad", "crop"]), help="Default: crop in phase 1, pad in phase 2.")
 @click.option("--overlong", type=click.Choice(["truncate", "drop", "split"]), help="Default: truncate.")
+@click.option("--template", help="The wording around the turns; default: plain in phase 1, vicuna_v1 in phase 2.")
+@click.option(
+    "--images", type=click.Choice(["path", "embed"]), help="embed: pictures inside the shards. Default: path."
+)
+@click.option(
+    "--image-pixels", type=click.Choice(["fast", "exact"]), help="Embedded ones: exact is Pillow's. Default: fast."
+)
+@click.option("--shuffle", type=int, metavar="SEED", help="Put the rows in a seeded order; default: that of the input.")
+@click.option("--dedup", type=click.Choice(["none", "exact"]), help="exact: of equal records, compile the first.")
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), help="Share of records for OUTPUT/holdout.")
+@click.option(
+    "--row-width", type=click.Choice(["fixed", "fit"]), help="fit: room for text-only samples of full length."
+)
 @click.option(
     "--max-refused", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share; more: exit 3."
 )
@@ -45,8 +59,15 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 @door
+@cluster_options
 def command(
-    context: click.Context, workers: int, max_refused: float, dry_run: bool, as_json: bool, **options: Any
+    context: click.Context,
+    workers: int,
+    max_refused: float,
+    dry_run: bool,
+    as_json: bool,
+    cluster: Cluster | None,
+    **options: Any,
 ) -> int:
     """Compile jsonl files into HDF5 shards: tokens, labels, masks, verified pictures.
 
@@ -63,11 +84,15 @@ def command(
     workspace = load_workspace()
     job = _job(context.obj or workspace.root, workspace.tokenizer, **options)
     if dry_run:
-        return _dry_run(job, as_json)
-    tally = _run(job, workers, as_json)
-    result({"output": str(job.output), **_values(tally)}, as_json, f"{job.output}\n{_table(tally)}")
+        return _dry_run(job, workers, as_json)
+    tally = cluster.run(job, workers, as_json, _bar) if cluster else _run(job, workers, as_json)
+    if tally is None:  # other shares are at work; the last one says what became of all records
+        return Exit.OK
+    _show(job, tally, as_json)
     if tally.num_refused:
         say(f"which were refused, and why: {job.output / 'refused.jsonl'}")
+    if tally.refused["missing_image"] > tally.records / 2:
+        say(f"most pictures were not found under {job.image_root}; --image-dir is what image keys are relative to")
     if tally.num_refused > max_refused * tally.records:
         say(f"llava-prep: {tally.num_refused} of {tally.records} records refused: more than {max_refused:.2%}")
         return Exit.REFUSED
@@ -169,11 +194,21 @@ def _bar(quiet: bool) -> Iterator[Any]:
         bar.close()
 
 
-def _dry_run(job: Job, as_json: bool) -> int:
-    from dataprep.dry_run import forecast
+def _show(job: Job, tally: Tally, as_json: bool) -> None:
+    """Print the accounting, make the report, and print that in a few lines too."""
+    from dataprep.report import try_report
 
-    values = forecast(job)
-    result(values, as_json, table([(name.replace("_", " "), value) for name, value in values.items()]))
+    report = try_report(job.output, say)
+    values = {"output": str(job.output), **_values(tally), "report": str(report.page) if report else None}
+    shown = f"\n\n{table(report.summary)}\n{report.page}" if report else ""
+    result(values, as_json, f"{job.output}\n{_table(tally)}{shown}")
+
+
+def _dry_run(job: Job, workers: int, as_json: bool) -> int:
+    from dataprep.dry_run import describe, forecast
+
+    values = forecast(job, workers)
+    result(values, as_json, describe(values))
     return Exit.OK
 
 

@@ -11,7 +11,10 @@ import hashlib
 import numpy as np
 from jaxtyping import Integer
 
-from dataprep.shards.layout import NO_IMAGE, RowLayout, ShardError, feature
+from dataprep.shards.layout import FEATURES, NO_IMAGE, RowLayout, ShardError, feature
+
+#: As what each feature is hashed. Masks are 0 or 1: a byte each is enough.
+_DTYPES = {"text_input_ids": "<i4", "labels": "<i4", "loss_mask": "u1", "key_padding_mask": "u1"}
 
 
 class ContentHash:
@@ -25,7 +28,8 @@ class ContentHash:
         """Add one row: `data` in any integer dtype, `path` as it is stored."""
         used = used_slots(path, length, self._hole_length)
         self._digest.update(b"%d:%s%d,%d,%d;" % (len(path), path, length, num_loss_tokens, used))
-        self._digest.update(data[:, :used].astype("<i4", order="C", copy=False).tobytes())
+        for name in FEATURES:
+            self._digest.update(feature(data, name)[:used].astype(_DTYPES[name], order="C", copy=False).data)
 
     def add_bytes(self, content: bytes) -> None:
         """Add what is no row: a picture's code."""

@@ -9,12 +9,17 @@ The features are not named in the files; their order is the one of the Model Zoo
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from dataprep.shards.layout import FEATURES, RowLayout, ShardError
+from dataprep.shards.audit import ForeignPromise
+from dataprep.shards.fingerprint import num_ids, tokenizer_fingerprint
+from dataprep.shards.guarded import Guards
+from dataprep.shards.layout import RowLayout, ShardError
+from dataprep.shards.once import check_all, check_once
 from dataprep.shards.reader import ShardFile
 
 #: OpenAI CLIP's normalisation: the Model Zoo's shards hold paths, its training config the constants.
@@ -23,16 +28,24 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def describe(
-    folder: Path, fingerprint: str, image_start_idx: int, num_patches: int, image_size: int
-) -> tuple[list[ShardFile], RowLayout]:
-    """Return the files of a folder and the layout that the caller and `data_params.json` give them.
+    folder: Path, tokenizer: Path, image_start_idx: int, num_patches: int, image_size: int
+) -> tuple[list[ShardFile], RowLayout, ForeignPromise]:
+    """Return the files of a folder, the layout that the caller and `data_params.json` give them, and what they must be.
+
+    Every file is read through in child processes first, unless that was done on this node (`once.py`).
 
     Raises:
-        ShardError: no shards there, or shards of another layout (named in the message).
+        ShardError: no shards there, or a shard is damaged or of another layout (named in the message).
     """
     paths = sorted(folder.glob("*.h5"))
     if not paths:
         raise ShardError(f"{folder}: no *.h5 file there")
+    ids = num_ids(tokenizer)
+    params = _params(folder, {"eos_id": 2, "pad_id": 0, "vocab_size": ids})
+    vocab_size = max(params["vocab_size"], ids)
+    promise = ForeignPromise(image_start_idx, num_patches, vocab_size)
+    with Guards() as guards:
+        check_all(paths, partial(_audit, guards=guards, promise=promise))
     slots, files = 0, []
     for path in paths:
         num_rows, found = _shape(path)
@@ -40,7 +53,6 @@ def describe(
             raise ShardError(f"{path}: rows of {found} slots beside rows of {slots}")
         slots = found
         files.append(ShardFile(path, num_rows, None))
-    params = _params(folder)
     # Its phase 1 puts the picture straight behind the bos, its phase 2 a `▁` before it that text-only rows mask too.
     phase = 1 if image_start_idx == 1 else 2
     hole_start = image_start_idx if phase == 1 else image_start_idx - 1
@@ -53,37 +65,43 @@ def describe(
         phase=phase,
         template="plain_eos" if phase == 1 else "vicuna_v1",
         bos_id=1,
-        eos_id=int(params.get("eos_id", 2)),
-        pad_id=int(params.get("pad_id", 0)),
-        vocab_size=int(params.get("vocab_size", 32000)),
-        tokenizer_fingerprint=fingerprint,
+        eos_id=params["eos_id"],
+        pad_id=params["pad_id"],
+        vocab_size=params["vocab_size"],
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         image_size=image_size,
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
         image_fit="pad",
         config_sha256="",
     )
-    return files, layout
+    return files, layout, promise
+
+
+def _audit(path: Path, guards: Guards, promise: ForeignPromise) -> None:
+    def check() -> None:
+        with guards.one() as child:
+            child.audit_foreign(path, promise)
+
+    check_once(path, promise.key(), check)
 
 
 def _shape(path: Path) -> tuple[int, int]:
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            data: Any = file["data"]
-            shape = data.shape
-            names = set(file)
-    except (OSError, KeyError) as error:
-        raise ShardError(f"{path}: not a Model Zoo shard: {error}") from None
-    if "img_data_loc" in names or (len(shape) == 3 and shape[1] == len(FEATURES) + 1):
-        raise ShardError(
-            f"{path}: data of shape {shape}, with token_modality_idx or img_data_loc: written by a release after 2.3;"
-            " only Release 2.3's four features are read"
-        )
-    if len(shape) != 3 or shape[1] != len(FEATURES) or "img_path" not in names:
-        raise ShardError(f"{path}: data of shape {shape} and {sorted(names)}; expected (rows, 4, slots) and img_path")
-    return shape[0], shape[2]
+    """Return rows and slots of a file that was audited."""
+    with h5py.File(path, "r", locking=False) as file:
+        data: Any = file["data"]
+        return data.shape[0], data.shape[2]
 
 
-def _params(folder: Path) -> dict[str, Any]:
+def _params(folder: Path, defaults: dict[str, int]) -> dict[str, int]:
+    """Return what `data_params.json` says of the tokens, and the defaults where it says nothing."""
     path = folder / "data_params.json"
-    return json.loads(path.read_text("utf-8")).get("post-process", {}) if path.is_file() else {}
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+        params = {name: content.get("post-process", {}).get(name, value) for name, value in defaults.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ShardError(f"{path}: not the Model Zoo's data_params.json: {error}") from None
+    for name, value in params.items():
+        if type(value) is not int or not 0 <= value < 1 << 31:
+            raise ShardError(f"{path}: post-process.{name} is {value!r}, expected an id")
+    return params

@@ -6,7 +6,7 @@ Shapes: N rows of a shard, L slots of a row (`max_seq_length`), P image slots (`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,11 @@ class RowLayout:
     image_std: tuple[float, float, float]
     image_fit: str
     config_sha256: str
+    template_sha256: str = ""
+    """Of what the template writes around the words, the ids of its control tokens and a tokenizer's own chat template;
+    empty in shards that were written before there was more than one conversation template."""
+    system_prompt: str = ""
+    """What the template writes as the system prompt; empty where there is none, or in shards of that age."""
 
     def attributes(self) -> dict[str, Any]:
         """Return what the root of a shard carries."""
@@ -81,10 +86,15 @@ class RowLayout:
                 f"{name}: format version {version}, this program reads {FORMAT_VERSION};"
                 " compile again with `llava-prep to-h5` into an empty folder"
             )
-        missing = [f.name for f in fields(cls) if f.name not in attributes]
+        missing = [f.name for f in fields(cls) if f.name not in attributes and f.default is MISSING]
         if missing:
             raise ShardError(f"{name}: attributes missing: {', '.join(missing)}")
-        return cls(**{f.name: _plain(attributes[f.name]) for f in fields(cls)})
+        present = [f for f in fields(cls) if f.name in attributes]
+        values = {f.name: _plain(attributes[f.name]) for f in present}
+        for f in present:
+            if _kind(values[f.name]) != f.type:
+                raise ShardError(f"{name}: attribute {f.name} is {values[f.name]!r}, expected {f.type}")
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,11 @@ class StoredRow:
 def feature(data: np.ndarray, name: str) -> np.ndarray:
     """Return one feature of `data` (..., 4, L) by its name."""
     return data[..., FEATURES.index(name), :]
+
+
+def _kind(value: Any) -> str:
+    """Return the annotation of a plain value, as the fields of `RowLayout` have it."""
+    return f"tuple[{', '.join(map(_kind, value))}]" if isinstance(value, tuple) else type(value).__name__
 
 
 def _plain(value: Any) -> Any:

@@ -1,31 +1,37 @@
 """A folder of shards as one indexable sequence of rows.
 
-A shard's sha256 is compared with the manifest once, on its first use, before a row of it is returned.
+A shard's sha256 is compared with the manifest before HDF5 opens it, on its first use on a node (`once.py`); what came
+without a manifest is read through in a child process first (`guarded.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from jaxtyping import UInt8
 
-from dataprep.shards.fingerprint import tokenizer_fingerprint
+from dataprep.shards.audit import ForeignPromise
+from dataprep.shards.embedded import NO_PICTURE, StoredPictures, open_pictures
+from dataprep.shards.guarded import audit_in_child
 from dataprep.shards.layout import NO_IMAGE, RowLayout, ShardError, Source, StoredRow, feature
+from dataprep.shards.manifest import MANIFEST_NAME, read_manifest, require_sha256
+from dataprep.shards.once import Stamp, check_all, check_once, stamp_of
 
 #: Files kept open at once, a process. Each costs about 100 KB.
 MAX_OPEN_FILES = 64
 
-MANIFEST_NAME = "manifest.json"
+#: Rows read at once where columns must be counted.
+BLOCK_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +47,13 @@ class _Columns(NamedTuple):
     lengths: np.ndarray
     num_loss_tokens: np.ndarray
     has_image: np.ndarray
+    has_embedded: np.ndarray
 
 
 class ShardReader:
     """Reads rows by index over all shards of a folder.
 
-    Opens files lazily and once a process, so that an instance can be sent to loader workers.
+    Opens files lazily and once a process, so that an instance can be sent to loader workers, spawned or forked.
 
     Attributes:
         layout: what every shard of the folder was compiled for.
@@ -74,16 +81,21 @@ class ShardReader:
     ) -> ShardReader:
         """Open shards that the Cerebras Model Zoo, Release 2.3, wrote (`examples_*.h5`, four features).
 
-        They name neither their features nor their tokenizer, so both are taken from the caller's word.
+        They name neither their features nor their tokenizer, so both are taken from the caller's word. They have no
+        checksum either: every file is read through first, in child processes, once a node (`foreign.py`).
+
+        Raises:
+            ShardError: a file is damaged, or of another layout (named in the message).
         """
         from dataprep.shards import foreign
 
         reader = cls.__new__(cls)
-        files, layout = foreign.describe(
-            Path(folder), tokenizer_fingerprint(tokenizer), image_start_idx, num_patches, image_size
+        files, layout, promise = foreign.describe(
+            Path(folder), Path(tokenizer), image_start_idx, num_patches, image_size
         )
         identity = hashlib.sha256(repr([(f.path.name, f.num_rows, f.path.stat().st_size) for f in files]).encode())
         reader._start(Path(folder), layout, files, identity.hexdigest())
+        reader._promise = promise
         return reader
 
     def _start(self, folder: Path, layout: RowLayout, files: list[ShardFile], identity: str) -> None:
@@ -92,7 +104,8 @@ class ShardReader:
         self.files = files
         self.manifest_sha256 = identity
         self._ends = np.cumsum([file.num_rows for file in files]).tolist()
-        self._verified: set[Path] = set()
+        self._promise: ForeignPromise | None = None
+        self._verified: dict[Path, Stamp] = {}
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._pid = os.getpid()
 
@@ -110,11 +123,24 @@ class ShardReader:
 
     def __getitem__(self, index: int) -> StoredRow:
         """Return row `index` of the folder, counted over the shards in the manifest's order."""
+        shard, row = self._locate(index)
+        return shard.row(row)
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "size size 3"] | None:
+        """Return the picture of row `index`, RGB; None where its shard does not hold it.
+
+        Raises:
+            ShardError: its code is damaged.
+        """
+        shard, row = self._locate(index)
+        return None if shard.pictures is None else shard.pictures.of(row)
+
+    def _locate(self, index: int) -> tuple[OpenShard, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.folder}: row {index}; there are {len(self)}")
         shard = bisect_right(self._ends, index)
         file = self.files[shard]
-        return self._shard(file).row(index - self._ends[shard] + file.num_rows)
+        return self._shard(file), index - self._ends[shard] + file.num_rows
 
     def __iter__(self) -> Iterator[StoredRow]:
         return (self[index] for index in range(len(self)))
@@ -134,10 +160,18 @@ class ShardReader:
         """Whether a row has a picture of its own, bool (rows,)."""
         return self._columns.has_image
 
+    @property
+    def has_embedded(self) -> np.ndarray:
+        """Whether a row's picture lies in its shard, bool (rows,)."""
+        return self._columns.has_embedded
+
     @cached_property
     def _columns(self) -> _Columns:
         if not self.files:
-            return _Columns(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
+            nothing = np.zeros(0, np.int32)
+            return _Columns(nothing, nothing, nothing.astype(bool), nothing.astype(bool))
+        # All at once: hashing a shard after the other would keep a node's other cores waiting.
+        check_all(self.files, self._verify)
         parts = [self._shard(file).columns() for file in self.files]
         return _Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -158,64 +192,35 @@ class ShardReader:
         return self._open[file.path]
 
     def _checked(self, file: ShardFile) -> OpenShard:
-        if file.sha256 is not None and file.path not in self._verified:
-            found = file_sha256(file.path)
-            if found != file.sha256:
-                raise ShardError(f"{file.path}: damaged: sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…")
-            self._verified.add(file.path)
-        return open_shard(file, self.layout)
+        self._verify(file)
+        shard = open_shard(file, self.layout)
+        if shard.stamp() != self._verified[file.path]:
+            shard.handle.close()
+            raise ShardError(f"{file.path}: changed while it was being opened; try again when nothing writes there")
+        return shard
 
-
-def read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """Return the manifest of a folder and its bytes.
-
-    Raises:
-        ShardError: there is none, or it is not one.
-    """
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise ShardError(f"{folder}: no such folder; `llava-prep to-h5` makes one")
-    if not path.is_file():
-        raise ShardError(
-            f"{path}: no such file; the compile is unfinished (run `llava-prep to-h5` again)"
-            " or these are foreign shards"
-        )
-    raw = path.read_bytes()
-    try:
-        manifest = json.loads(raw)
-        whole = all(isinstance(manifest[key], dict) for key in ("layout", "accounting")) and all(
-            isinstance(shard[key], kind) for shard in manifest["shards"] for key, kind in _SHARD_ENTRY.items()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a manifest: {error!r}") from None
-    if not whole:
-        raise ShardError(f"{path}: not a manifest: layout, accounting or an entry of shards is of another kind")
-    return manifest, raw
-
-
-#: What every shard's entry in the manifest has.
-_SHARD_ENTRY = {"file": str, "rows": int, "sha256": str}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file.
-
-    Raises:
-        ShardError: there is no such file.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise ShardError(f"{path}: the manifest names this shard, but there is no such file") from None
+    def _verify(self, file: ShardFile) -> None:
+        """Make sure that a file is what was promised, and remember which file that was."""
+        if self._verified.get(file.path) == stamp_of(file.path):
+            return
+        if file.sha256 is not None:
+            promise, check = f"sha256 {file.sha256}", partial(require_sha256, file.path, file.sha256)
+        else:
+            assert self._promise is not None
+            promise, check = self._promise.key(), partial(audit_in_child, file.path, self._promise)
+        self._verified[file.path] = check_once(file.path, promise, check)
 
 
 def open_shard(file: ShardFile, layout: RowLayout) -> OpenShard:
     """Open one shard and compare it with what was promised; foreign shards carry no layout of their own."""
     try:
         handle: Any = h5py.File(file.path, "r", locking=False)
-        shard = OpenShard(handle, handle["data"], handle["img_path"][:, 0], _sources(handle, file.path))
-    except (OSError, KeyError) as error:
+        data = handle["data"]
+        pictures = open_pictures(handle, len(data), layout.image_size)
+        shard = OpenShard(handle, data, handle["img_path"][:, 0], _sources(handle), pictures)
+    except ShardError:
+        raise
+    except Exception as error:  # h5py turns damage into every kind of exception
         raise ShardError(f"{file.path}: not a shard: {error}") from None
     found = shard.data.shape[0]
     if found != file.num_rows:
@@ -235,22 +240,37 @@ class OpenShard:
     handle: Any
     data: Any
     img_paths: np.ndarray
-    sources: list[Source]
+    sources: _Sources | None
+    pictures: StoredPictures | None
+
+    def stamp(self) -> Stamp:
+        """Return the stamp of the file that is open."""
+        return stamp_of(self.handle.id.get_vfd_handle())
 
     def columns(self) -> _Columns:
         """Read the columns that packing needs; foreign shards have none, so theirs are counted."""
+        embedded = np.zeros(len(self.data), bool) if self.pictures is None else self.pictures.of_row != NO_PICTURE
         if "length" in self.handle:
-            return _Columns(*(self.handle[name][:] for name in ("length", "num_loss_tokens", "has_image")))
+            stored = (self.handle[name][:] for name in ("length", "num_loss_tokens", "has_image"))
+            return _Columns(*stored, has_embedded=embedded)
         lengths = np.zeros(len(self.data), np.int32)
         num_loss_tokens = np.zeros(len(self.data), np.int32)
-        for index, row in enumerate(self.data):
-            lengths[index] = (feature(row, "key_padding_mask") == 0).sum()
-            num_loss_tokens[index] = feature(row, "loss_mask").sum()
-        return _Columns(lengths, num_loss_tokens, self.img_paths != NO_IMAGE)
+        for start in range(0, len(self.data), BLOCK_ROWS):
+            rows = self.data[start : start + BLOCK_ROWS]
+            lengths[start : start + BLOCK_ROWS] = (feature(rows, "key_padding_mask") == 0).sum(1)
+            num_loss_tokens[start : start + BLOCK_ROWS] = feature(rows, "loss_mask").sum(1)
+        return _Columns(lengths, num_loss_tokens, self.img_paths != NO_IMAGE, embedded)
 
     def row(self, index: int) -> StoredRow:
-        """Read one row."""
-        data = self.data[index].astype(np.int32, copy=False)
+        """Read one row.
+
+        Raises:
+            ShardError: its chunk cannot be unpacked: the file was damaged after it was checked.
+        """
+        try:
+            data = self.data[index].astype(np.int32, copy=False)
+        except (OSError, RuntimeError) as error:
+            raise ShardError(f"{self.handle.filename}: row {index}: damaged: {error}") from None
         img_path = bytes(self.img_paths[index])
         padding = feature(data, "key_padding_mask").astype(bool)
         return StoredRow(
@@ -261,14 +281,27 @@ class OpenShard:
             length=int((~padding).sum()),
             has_image=img_path != NO_IMAGE,
             img_path=None if img_path == NO_IMAGE else img_path.decode("utf-8"),
-            source=self.sources[index],
+            source=self._source(index),
         )
 
+    def _source(self, index: int) -> Source:
+        if self.sources is None:
+            return Source(Path(self.handle.filename).name, index, "")
+        column = self.sources
+        name = column.names[column.file[index]]
+        return Source(name, int(column.line[index]), bytes(column.id[index]).decode("utf-8"))
 
-def _sources(handle: Any, path: Path) -> list[Source]:
+
+class _Sources(NamedTuple):
+    names: list[str]
+    file: np.ndarray
+    line: np.ndarray
+    id: np.ndarray
+
+
+def _sources(handle: Any) -> _Sources | None:
     if "source" not in handle:
-        return [Source(path.name, index, "") for index in range(handle["data"].shape[0])]
+        return None
     source = handle["source"]
-    files = [str(file) for file in source.attrs["source_files"]]
-    columns = zip(source["file"][:].tolist(), source["line"][:].tolist(), source["id"][:].tolist(), strict=True)
-    return [Source(files[file], line, record_id.decode("utf-8")) for file, line, record_id in columns]
+    names = [str(name) for name in source.attrs["source_files"]]
+    return _Sources(names, *(source[column][:] for column in ("file", "line", "id")))

@@ -19,6 +19,7 @@ import numpy as np
 from isal import isal_zlib
 
 from dataprep.shards.content import ContentHash
+from dataprep.shards.embedded import CodedPicture, PictureTable
 from dataprep.shards.layout import FEATURES, NO_IMAGE, Row, RowLayout
 
 #: isal's level 1 writes smaller chunks than zlib's and an order of magnitude faster; any HDF5 library reads them.
@@ -54,6 +55,7 @@ class ShardWriter:
         self._sources: list[tuple[int, int, bytes]] = []
         self._files: dict[str, int] = {}
         self._content = ContentHash(layout)
+        self._pictures = PictureTable(layout.image_size)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,6 +71,14 @@ class ShardWriter:
         self._sources.append((file_index, row.source.line, row.source.id.encode("utf-8")))
         self._content.add(row.data, path, row.length, row.num_loss_tokens)
         self.num_bytes += len(chunk) + len(path)
+
+    def has_picture(self, key: str) -> bool:
+        """Return whether the picture of an image key is in the shard."""
+        return key in self._pictures
+
+    def add_picture(self, key: str, picture: CodedPicture) -> None:
+        """Store a picture for all rows whose `img_path` is `key`, written before or after."""
+        self.num_bytes += self._pictures.add(key, picture)
 
     def finish(self) -> ShardImage:
         """Return the shard; the writer is used up."""
@@ -111,6 +121,7 @@ class ShardWriter:
         for name, column, dtype in (("file", 0, "int32"), ("line", 1, "int64"), ("id", 2, "S")):
             values = np.array([entry[column] for entry in self._sources], dtype=dtype)
             source.create_dataset(name, data=values, track_times=False)
+        self._pictures.write(file, paths, self._content)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataprep.config import CompileConfig
 from dataprep.conversation import Refusal, parse, validate
 from dataprep.encoding import TextEncoder, encode
 from dataprep.layouts import find_layout
-from dataprep.rows import fits, lay_out
+from dataprep.rows import Limit, lay_out
 from dataprep.shards.layout import Source, feature
 from dataprep.templates import TEMPLATES
 
@@ -95,9 +95,9 @@ def test_ids_and_trained_positions_equal_llavas(shared, encoder, kind, phase):
             continue
         conversation, _ = parse(line)
         validate(conversation)
-        sample = encode(TEMPLATES[TEMPLATE[phase]].render(conversation, encoder.legacy), encoder, 576)
+        sample = encode(TEMPLATES[TEMPLATE[phase]].bind(encoder.dialect).render(conversation), encoder, 576)
         ids, labels = golden(shared, phase, conversation.id, kind)
-        if not fits(sample, layout):
+        if Limit(layout.max_seq_length + 1).excess(sample) > 0:
             # LLaVA cuts at 2048; a row holds one token more, which stands in the labels only.
             assert category.startswith(("long", "mid_1500"))
             cut = sample.ids[sample.attended][: len(ids)]
@@ -134,7 +134,7 @@ def test_where_llava_loses_or_corrupts_data_we_refuse_by_name(shared, encoder, p
         with pytest.raises(Refusal) as caught:
             conversation, _ = parse(line)
             validate(conversation)
-            TEMPLATES[TEMPLATE[phase]].render(conversation, encoder.legacy)
+            TEMPLATES[TEMPLATE[phase]].bind(encoder.dialect).render(conversation)
         assert caught.value.reason == REFUSED[category], category
         seen.add(category)
     assert len(seen) >= 5
@@ -148,7 +148,7 @@ def test_literals_that_llava_takes_for_control_ids_are_text(shared, encoder, pha
             continue
         conversation, _ = parse(line)
         validate(conversation)
-        sample = encode(TEMPLATES[TEMPLATE[phase]].render(conversation, encoder.legacy), encoder, 576)
+        sample = encode(TEMPLATES[TEMPLATE[phase]].bind(encoder.dialect).render(conversation), encoder, 576)
         pairs = len(conversation.turns) // 2
         assert (sample.ids == 1).sum() == 1
         assert (sample.ids == 2).sum() == (pairs if phase == 2 else 0)

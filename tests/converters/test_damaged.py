@@ -92,4 +92,5 @@ def test_what_is_written_down_twice_is_the_same():
     # The converters read no shards and the shards convert nothing, so neither imports the other's.
     assert hf_files.VICUNA_SYSTEM == templates.VICUNA_SYSTEM
     assert (hf_config.CLIP_MEAN, hf_config.CLIP_STD) == (foreign.CLIP_MEAN, foreign.CLIP_STD)
-    assert set(hf_files.TEMPLATE_NAMES) == set(templates.TEMPLATES)
+    # Exports can say some of the templates; the others are refused by name (`check_wording`).
+    assert set(hf_files.TEMPLATE_NAMES) <= set(templates.TEMPLATES)

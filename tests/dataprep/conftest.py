@@ -66,6 +66,12 @@ def chart_folder(workspace):
     return write
 
 
+@pytest.fixture
+def no_sync(monkeypatch):
+    """The machine's other writers are not waited for."""
+    monkeypatch.setattr(os, "sync", lambda: None)
+
+
 def _prepare(max_file_bytes: int | None) -> None:
     """Set up a child: tests started in a shell's background inherit an ignored Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

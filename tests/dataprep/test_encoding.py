@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep.conversation import Conversation, Turn
-from dataprep.encoding import TextEncoder, TokenizerError, encode, encode_batch
+from dataprep.encoding import NO_ID, TextEncoder, TokenizerError, encode, encode_batch
 from dataprep.shards.fingerprint import TokenizerFileError, tokenizer_fingerprint
 from dataprep.templates import TEMPLATES
+from tests.dataprep.chat_families import FAMILIES
 
 CONTROL = ["<s>", "</s>", "<unk>", "<image>", " </s>", "</s>USER:", "<s><s>"]
 
@@ -32,7 +33,7 @@ def changed(source, folder, **config):
     return folder
 
 
-def talk(question, answer, image="a.jpg"):
+def talk(question: str, answer: str, image: str | None = "a.jpg"):
     shown = f"<image>\n{question}" if image else question
     return Conversation("1", image, [Turn("human", shown), Turn("gpt", answer)])
 
@@ -70,7 +71,7 @@ TEXT = st.text(st.sampled_from("ab USER:\n\t  ▁é中🍜</s><unk>"), min_size=
 @settings(deadline=None)
 @given(TEXT, TEXT)
 def test_no_control_id_that_the_structure_did_not_put_there(encoder, question, answer):
-    spans = TEMPLATES["vicuna_v1"].render(talk(question.replace("<image>", ""), answer), False)
+    spans = TEMPLATES["vicuna_v1"].bind(encoder.dialect).render(talk(question.replace("<image>", ""), answer))
     sample = encode(spans, encoder, 4)
     ids = np.delete(sample.ids, np.arange(sample.image_start, sample.image_start + 4))
     assert (ids == encoder.bos_id).sum() == (ids == encoder.eos_id).sum() == 1
@@ -80,9 +81,8 @@ def test_no_control_id_that_the_structure_did_not_put_there(encoder, question, a
 
 
 def test_a_batch_gives_what_single_samples_give(encoder):
-    spans = [
-        TEMPLATES["vicuna_v1"].render(talk(f"q {i}", f"a {i}" * i, "x" if i % 2 else None), False) for i in range(1, 9)
-    ]
+    prompter = TEMPLATES["vicuna_v1"].bind(encoder.dialect)
+    spans = [prompter.render(talk(f"q {i}", f"a {i}" * i, "x" if i % 2 else None)) for i in range(1, 9)]
     for one, many in zip((encode(s, encoder, 4) for s in spans), encode_batch(spans, encoder, 4), strict=True):
         assert (one.ids == many.ids).all() and (one.trained == many.trained).all()
         assert one.image_start == many.image_start
@@ -121,12 +121,46 @@ def test_the_fingerprint_sees_what_changes_ids_and_nothing_else(tiny_tokenizer_d
     assert tokenizer_fingerprint(folder) != before
 
 
-def test_an_added_token_that_is_not_special_is_refused(tiny_tokenizer_dir, tmp_path):
+def test_an_added_token_is_structure_and_never_found_in_text_special_or_not(tiny_tokenizer_dir, tmp_path):
     folder = changed(tiny_tokenizer_dir, tmp_path / "t")
     files = json.loads((folder / "tokenizer.json").read_text())
     files["added_tokens"].append({**files["added_tokens"][0], "id": 999, "content": "<image>", "special": False})
     (folder / "tokenizer.json").write_text(json.dumps(files))
-    with pytest.raises(TokenizerError, match=r"\['<image>'\] are not marked special"):
+    encoder = TextEncoder(folder)
+    ids = encoder.encode("a<image>b")
+    assert encoder.control_ids["<image>"] == 999 and 999 not in ids
+    assert joined(encoder, ids) == "a<image>b"
+    assert encoder.vocab_size == 1000 and encoder.decode([999]) == ["<image>"]
+
+
+def test_a_vocabulary_that_merges_to_a_control_token_is_refused(tiny_tokenizer_dir, tmp_path):
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t")
+    files = json.loads((folder / "tokenizer.json").read_text())
+    piece = next(piece for piece in files["model"]["vocab"] if len(piece) == 3 and piece.isalpha())
+    files["added_tokens"].append(
+        {**files["added_tokens"][0], "id": files["model"]["vocab"][piece], "content": piece, "special": True}
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(files))
+    with pytest.raises(TokenizerError, match=f"the text '{piece}' becomes a control token"):
+        TextEncoder(folder)
+
+
+def test_a_vocabulary_without_bytes_for_rare_characters_is_refused(tiny_tokenizer_dir, tmp_path):
+    folder = changed(tiny_tokenizer_dir, tmp_path / "t")
+    files = json.loads((folder / "tokenizer.json").read_text())
+    files["model"]["byte_fallback"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(files))
+    with pytest.raises(TokenizerError, match="becomes a control token by the vocabulary's own rules"):
+        TextEncoder(folder)
+    assert tokenizer_fingerprint(folder) != tokenizer_fingerprint(tiny_tokenizer_dir)
+
+
+def test_a_byte_level_vocabulary_without_all_bytes_is_refused(tmp_path):
+    folder = FAMILIES["qwen2"](tmp_path / "t")
+    files = json.loads((folder / "tokenizer.json").read_text())
+    del files["model"]["vocab"]["\u0100"]  # byte 0
+    (folder / "tokenizer.json").write_text(json.dumps(files))
+    with pytest.raises(TokenizerError, match=r"1 of the 256 bytes are no piece of the vocabulary \(byte 0\)"):
         TextEncoder(folder)
 
 
@@ -144,6 +178,17 @@ RULES = [
     {"normalizer": None},
     {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}]}},
     {"pre_tokenizer": {"type": "Whitespace"}},
+    {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+    {
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Removed", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        },
+    },
 ]
 
 
@@ -153,7 +198,7 @@ def test_other_rules_for_text_are_another_tokenizer_and_refused(tiny_tokenizer_d
     files = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(files | rules))
     assert tokenizer_fingerprint(folder) != tokenizer_fingerprint(tiny_tokenizer_dir)
-    with pytest.raises(TokenizerError, match="this template needs a Llama-type one"):
+    with pytest.raises(TokenizerError, match="templates need a Llama-type one"):
         TextEncoder(folder)
 
 
@@ -167,11 +212,11 @@ def test_a_file_that_is_no_tokenizer_is_named(tiny_tokenizer_dir, tmp_path, text
 
 def test_a_missing_legacy_is_true_as_transformers_has_it(tiny_tokenizer_dir, tmp_path):
     folder = changed(tiny_tokenizer_dir, tmp_path / "t", legacy=None)
-    assert TextEncoder(folder).legacy
+    assert TextEncoder(folder).dialect.legacy
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["legacy"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    assert TextEncoder(folder).legacy and not TextEncoder(tiny_tokenizer_dir).legacy
+    assert TextEncoder(folder).dialect.legacy and not TextEncoder(tiny_tokenizer_dir).dialect.legacy
 
 
 @pytest.mark.parametrize("setting", [True, False])
@@ -180,7 +225,7 @@ def test_legacy_survives_saving_by_transformers(tiny_tokenizer_dir, tmp_path, se
 
     folder = changed(tiny_tokenizer_dir, tmp_path / "t", legacy=setting)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
-    assert TextEncoder(tmp_path / "saved").legacy is setting
+    assert TextEncoder(tmp_path / "saved").dialect.legacy is setting
     assert tokenizer_fingerprint(tmp_path / "saved") == tokenizer_fingerprint(folder)
 
 
@@ -190,7 +235,73 @@ def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):
         TextEncoder(tmp_path)
 
 
-def test_the_flag_that_keeps_text_text_is_lost_by_pickling(encoder):
-    """Why every worker builds its own; when this fails, the library has changed and the note in the code with it."""
+def test_text_stays_text_in_a_pickled_tokenizer(encoder):
+    """A flag for this (`encode_special_tokens`) is lost by pickling; a tokenizer without added tokens has none."""
     copy = pickle.loads(pickle.dumps(encoder._tokenizer))
-    assert copy.encode("</s>", add_special_tokens=False).ids == [encoder.eos_id]
+    assert copy.encode("</s>", add_special_tokens=False).ids == encoder.encode("</s>")
+    assert encoder.eos_id not in encoder.encode("</s>")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama3", "mistral-v3", "mistral-tekken", "llama2-legacy"])
+def test_a_tokenizer_saved_again_by_transformers_is_the_same(tmp_path, family):
+    from transformers import AutoTokenizer
+
+    folder = FAMILIES[family](tmp_path / "t")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    assert tokenizer_fingerprint(tmp_path / "saved") == tokenizer_fingerprint(folder)
+    before, after = TextEncoder(folder), TextEncoder(tmp_path / "saved")
+    assert after.control_ids == before.control_ids and after.vocab_size == before.vocab_size
+    assert after.dialect.chat_template == before.dialect.chat_template is not None
+
+
+def _dropped(files):
+    files["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
+
+
+def _composed(files):
+    files["normalizer"] = None
+
+
+def _moved(files):
+    files["added_tokens"][1]["id"], files["added_tokens"][2]["id"] = 1000, 1001
+
+
+def _merged(files):
+    files["model"]["ignore_merges"] = True
+
+
+@pytest.mark.parametrize("change", [_dropped, _composed, _moved, _merged])
+def test_the_fingerprint_sees_the_pattern_the_rules_and_the_ids_of_chat_tokens(tmp_path, change):
+    folder = FAMILIES["qwen2"](tmp_path / "t")
+    before = tokenizer_fingerprint(folder)
+    files = json.loads((folder / "tokenizer.json").read_text())
+    change(files)
+    (folder / "tokenizer.json").write_text(json.dumps(files))
+    assert tokenizer_fingerprint(folder) != before
+
+
+def test_the_fingerprint_of_llama2_is_what_it_always_was(shared):
+    """Shards written before there were other templates must still fit."""
+    known = "1e34dca82022fbc7bfff347497d064b7fbcb06b4856d6db5a6a62c26691a07cc"
+    assert tokenizer_fingerprint(shared / "tokenizer-llama2") == known
+
+
+def test_a_byte_level_tokenizer_reads_back_as_text(tmp_path):
+    encoder = TextEncoder(FAMILIES["qwen2"](tmp_path / "t"))
+    assert encoder.bos_id == NO_ID and encoder.pad_id == encoder.control_ids["<|endoftext|>"]
+    ids = [encoder.eos_id, *encoder.encode("user caf\u00e9 \U00010ffd")]
+    assert joined(encoder, ids) == "<|im_end|>user caf\u00e9 \U00010ffd"
+
+
+def test_a_chat_template_of_its_own_file_goes_before_the_configs_and_lists_have_a_default(tmp_path):
+    folder = FAMILIES["qwen2"](tmp_path / "t")
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    assert TextEncoder(folder).dialect.chat_template == "d"
+    (folder / "chat_template.jinja").write_text("own")
+    assert TextEncoder(folder).dialect.chat_template == "own"
+    (folder / "chat_template.jinja").unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": 3}))
+    with pytest.raises(TokenizerFileError, match="chat_template is a int, expected a text"):
+        TextEncoder(folder)

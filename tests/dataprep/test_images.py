@@ -1,8 +1,5 @@
 """Pictures: the pixels that the originals give, and a named refusal for everything that is none."""
 
-import json
-import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,6 @@ from PIL import Image
 
 from dataprep import images
 from dataprep.images import ImageFault, check_image, dummy_image, load_image, pad_colour, resolve_key
-from dataprep.verdicts import ImageVerdicts
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 COLOUR = (122, 116, 104)
@@ -131,59 +127,6 @@ def test_links_that_the_user_made_are_followed(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root/coco").symlink_to(tmp_path / "elsewhere")
     check_image(resolve_key(tmp_path / "root", "coco/a.png"), "decode")
-
-
-def test_a_picture_is_decoded_once_for_all_workers_and_runs(tmp_path, monkeypatch):
-    noise(20, 20).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"x")
-    looks = []
-    monkeypatch.setattr(
-        "dataprep.verdicts.check_image", lambda path, check: looks.append(check) or check_image(path, check)
-    )
-    for _ in range(2):
-        verdicts = ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite")
-        for _ in range(3):
-            verdicts.require("a.png")
-            with pytest.raises(ImageFault, match="unreadable_image|UnidentifiedImageError"):
-                verdicts.require("b.png")
-        verdicts.flush()
-    assert looks.count("decode") == 2
-    noise(30, 30).save(tmp_path / "b.png")
-    ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite").require("b.png")
-    assert looks.count("decode") == 3
-    status = (tmp_path / "a.png").stat()
-    (tmp_path / "a.png").write_bytes(b"x" * status.st_size)
-    os.utime(tmp_path / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    with pytest.raises(ImageFault):
-        ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite").require("a.png")
-
-
-def test_a_damaged_store_of_verdicts_is_done_without(tmp_path):
-    noise(20, 20).save(tmp_path / "a.png")
-    (tmp_path / "known.sqlite").write_bytes(b"no database" * 100)
-    verdicts = ImageVerdicts(tmp_path, "decode", tmp_path / "known.sqlite")
-    verdicts.require("a.png")
-    verdicts.flush()
-
-
-def test_the_tricky_pictures_are_decoded_or_refused_by_name(shared):
-    folder = shared / "images-tricky"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    seen = set()
-    for path in sorted(folder.iterdir()):
-        if path.name not in str(manifest) or path.suffix == ".json":
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                pixels = load_image(path, 28, "crop", COLOUR)
-        except ImageFault as fault:
-            assert fault.reason in ("unreadable_image", "image_too_large", "image_too_thin")
-            seen.add(fault.reason)
-            continue
-        assert pixels.shape == (28, 28, 3)
-        seen.add("decoded")
-    assert {"decoded", "unreadable_image"} <= seen
 
 
 def test_every_reason_of_an_image_fault_is_a_reason_of_a_refusal():

@@ -3,18 +3,13 @@
 import hashlib
 import json
 import multiprocessing
-import os
-import random
 import shutil
-import signal
 import threading
 import time
 from dataclasses import replace
 
-import filelock
 import pytest
 
-from dataprep import output
 from dataprep.compiler import Tally
 from dataprep.errors import CommandError, Exit
 from dataprep.pipeline import input_files, make_compiler, run_job
@@ -22,8 +17,6 @@ from dataprep.plan import plan
 from dataprep.preprocess import Accounting
 from dataprep.shards import ShardReader
 from dataprep.verification import verify
-
-FULL = os.environ.get("LLAVA_PREP_PROOFS") == "full"
 
 
 def quiet(*_):
@@ -44,19 +37,6 @@ def mixture(workspace, count):
     return workspace.write("a.jsonl", records)
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(workspace):
-    path = mixture(workspace, 2300)
-    found = []
-    for workers in (1, 2, 3):
-        job = workspace.job(path, output=f"h5-{workers}")
-        tally = run_job(job, workers, quiet)
-        assert tally.balanced() and tally.written == 2298
-        found.append((hashes(job.output), (job.output / "refused.jsonl").read_text()))
-        assert len(found[0][0]) == 5
-        assert verify(job.output) == (5, tally.rows, [])
-    assert found[0] == found[1] == found[2]
-
-
 def test_rows_stand_in_the_order_of_the_input(workspace):
     path = mixture(workspace, 1200)
     job = workspace.job(path)
@@ -66,17 +46,6 @@ def test_rows_stand_in_the_order_of_the_input(workspace):
         assert lines == [n for n in range(1, 1201) if n not in (8, 601)]
         assert all(row.source.id == f"r{row.source.line - 1}" for row in reader)
         assert all(row.has_image == bool((row.source.line - 1) % 3) for row in reader)
-
-
-def test_a_rerun_does_only_what_is_missing(workspace):
-    job = workspace.job(mixture(workspace, 1200))
-    run_job(job, 1, quiet)
-    before, times = hashes(job.output), {p: p.stat().st_mtime_ns for p in job.output.glob("*.h5")}
-    lost = sorted(times)[1]
-    lost.unlink()
-    run_job(job, 1, quiet)
-    assert hashes(job.output) == before
-    assert [path for path, mtime in times.items() if path.stat().st_mtime_ns != mtime] == [lost]
 
 
 def test_another_config_or_input_in_the_same_folder_is_refused(workspace):
@@ -98,39 +67,6 @@ def test_a_folder_with_other_shards_is_refused(workspace):
         run_job(job, 1, quiet)
 
 
-def test_two_runs_do_not_share_a_folder(workspace):
-    job = workspace.job(mixture(workspace, 20))
-    job.output.mkdir()
-    with filelock.FileLock(job.output / ".lock"), pytest.raises(CommandError, match="another run is writing") as caught:
-        run_job(job, 1, quiet)
-    assert caught.value.code == Exit.CONFLICT
-
-
-def test_a_full_disk_ends_with_6_and_the_rerun_finishes(workspace, monkeypatch):
-    job = workspace.job(mixture(workspace, 1200))
-    left = [2]
-
-    real = output.publish
-
-    def publish(path, content):
-        if path.suffix == ".h5":
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(28, "No space left on device")
-        real(path, content)
-
-    monkeypatch.setattr("dataprep.output.publish", publish)
-    with pytest.raises(CommandError, match="no space left") as caught:
-        run_job(job, 1, quiet)
-    assert caught.value.code == Exit.NO_SPACE
-    assert len(hashes(job.output)) == 2 and not (job.output / "manifest.json").exists()
-    left[0] = 99
-    run_job(job, 1, quiet)
-    clean = workspace.job(*job.inputs, output="clean")
-    run_job(clean, 1, quiet)
-    assert hashes(job.output) == hashes(clean.output)
-
-
 def test_large_shards_are_closed_and_another_begun(workspace):
     job = workspace.job(workspace.write("a.jsonl", [workspace.record(n, pairs=60) for n in range(6)]), overlong="split")
     object.__setattr__(job.config, "shard_rows", 4)
@@ -139,45 +75,7 @@ def test_large_shards_are_closed_and_another_begun(workspace):
     with ShardReader(job.output) as reader:
         assert len(reader) == tally.rows
         assert max(file.num_rows for file in reader.files) == 4
-    assert verify(job.output)[2] == []
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_interrupted_runs_leave_whole_shards_and_finish_identically(workspace, command, sent):
-    path = mixture(workspace, 12_000)
-    clean = workspace.job(path, output="clean")
-    run_job(clean, 2, quiet)
-    folder, words = workspace.root / "data/h5/phase2", _words(workspace)
-    random_moments = random.Random(int(sent))
-    interrupted = 0
-    for _ in range(20 if FULL else 2):
-        if (folder / "manifest.json").exists():
-            shutil.rmtree(folder)
-        process = command(*words, start=True)
-        _wait_for_a_task(folder, process)
-        time.sleep(random_moments.uniform(0, 0.1))
-        process.send_signal(sent)
-        process.communicate(timeout=60)
-        interrupted += process.returncode in (-sent, 143, 130)
-        assert hashes(folder).items() <= hashes(clean.output).items()
-    done = command(*words)
-    assert done.returncode == 0, done.stderr
-    assert hashes(folder) == hashes(clean.output)
-    assert interrupted > 0
-
-
-def _wait_for_a_task(folder, process):
-    """Wait until one more task is done than before the process began."""
-    before = len(list(folder.glob(".tasks/0*.json")))
-    while process.poll() is None and len(list(folder.glob(".tasks/0*.json"))) <= before:
-        time.sleep(0.005)
-
-
-def _words(workspace):
-    settings = ["max_seq_length=200", "image.size=28"]
-    flags = [word for setting in settings for word in ("--set", setting)]
-    paths = ["--input", "jsonl/phase2", "--image-dir", workspace.root, "--tokenizer", workspace.tokenizer]
-    return ["to-h5", "--phase", 2, *paths, *flags, "--workers", 2]
+    assert verify(job.output).faults == []
 
 
 def test_a_killed_worker_ends_the_run_with_one_sentence(workspace):
@@ -258,7 +156,7 @@ def test_what_is_damaged_is_made_anew(workspace):
     assert hashes(job.output) != before
     run_job(job, 1, quiet)
     assert hashes(job.output) == before
-    assert verify(job.output)[2] == []
+    assert verify(job.output).faults == []
 
 
 def test_accounting_that_does_not_add_up_is_seen():

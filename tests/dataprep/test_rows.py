@@ -112,7 +112,7 @@ def compiled(encoder, slots, conversation):
     layout = find_layout(CompileConfig(phase=2, template="vicuna_v1", max_seq_length=slots, image=image), encoder)
 
     def make(part):
-        return encode(TEMPLATES["vicuna_v1"].render(part, encoder.legacy), encoder, layout.num_patches)
+        return encode(TEMPLATES["vicuna_v1"].bind(encoder.dialect).render(part), encoder, layout.num_patches)
 
     return layout, make, make(conversation)
 
@@ -168,7 +168,9 @@ def test_a_widened_row_holds_text_only_samples_of_full_length(encoder):
     layout = find_layout(config, encoder)
     assert layout.max_seq_length == 200 + layout.hole_length
     sample = encode(
-        TEMPLATES["vicuna_v1"].render(Conversation("7", None, [Turn("human", "q"), Turn("gpt", "a" * 900)]), True),
+        TEMPLATES["vicuna_v1"]
+        .bind(encoder.dialect)
+        .render(Conversation("7", None, [Turn("human", "q"), Turn("gpt", "a" * 900)])),
         encoder,
         layout.num_patches,
     )

@@ -34,7 +34,7 @@ def test_a_shuffle_is_another_order_of_the_same_rows(workspace):
     for name, seed in (("none", None), ("one", 1), ("again", 1), ("two", 2)):
         job = workspace.job(path, output=name, shuffle=seed)
         assert run_job(job, 2 if name == "again" else 1, quiet).written == 1300
-        assert verify(job.output)[2] == []
+        assert verify(job.output).faults == []
         found[name] = rows(job.output)
     assert found["one"] == found["again"]
     orders = [tuple(found[name]) for name in ("none", "one", "two")]
@@ -63,7 +63,7 @@ def test_of_equal_records_the_first_is_compiled(workspace):
     job = workspace.job(one, two, dedup="exact")
     tally = run_job(job, 1, quiet)
     assert (tally.deduplicated, tally.records) == (20, 40 + 15 + len(other) + 5)
-    assert tally.balanced() and verify(job.output)[2] == []
+    assert tally.balanced() and verify(job.output).faults == []
     assert [row_id for _, _, row_id in rows(job.output)] == [f"r{n}" for n in range(40)] + [r["id"] for r in other]
 
 
@@ -81,7 +81,7 @@ def test_the_held_out_share_depends_on_each_record_alone(workspace):
     held, kept = rows(job.output / "holdout"), rows(job.output)
     assert tally.held_out == len(held) and tally.written == 2000 == len(held) + len(kept)
     assert 150 < len(held) < 250 and not set(held) & set(kept)
-    assert verify(job.output)[2] == [] == verify(job.output / "holdout")[2]
+    assert verify(job.output).faults == [] == verify(job.output / "holdout").faults
     # Fewer records, another order, another file: those that are left stay on their sides.
     random.Random(3).shuffle(everything)
     path = workspace.write("b.jsonl", everything[:900])

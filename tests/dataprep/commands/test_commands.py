@@ -42,8 +42,8 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(workspace, command):
     words = ["to-h5", "--phase", 2, "--input", "jsonl/phase2", "--image-dir", ".", "--tokenizer", workspace.tokenizer]
     done = command(*words, *SMALL, "--dry-run", "--json")
     values = json.loads(done.stdout)
-    assert (values["records"], values["rows"], values["refused"]) == (600, 600, {})
-    assert values["sampled"] == 128 + 100
+    assert (values["records"], values["sampled"]) == (600, 600)
+    assert (values["in_all"]["rows"], values["in_all"]["refused"]) == (600, {})
     assert not (workspace.root / "data").exists()
 
 

@@ -97,6 +97,6 @@ def test_a_picture_12000_pixels_high_can_be_trained_on(tmp_path, fit):
 
 def test_a_picture_of_120_million_pixels_is_refused(tmp_path):
     Image.new("1", (3000, 40_000)).save(tmp_path / "huge.png")
-    with pytest.raises(ImageFault, match="3000 x 40000 pixels") as caught:
+    with pytest.raises(ImageFault, match="120000000 pixels") as caught:
         load_image(tmp_path / "huge.png", 28, "crop", (1, 2, 3))
     assert caught.value.reason == "image_too_large"

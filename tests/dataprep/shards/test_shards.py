@@ -11,57 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dataprep.shards import FEATURES, Row, RowLayout, ShardError, ShardReader, ShardWriter, publish
-from dataprep.shards.layout import Source, feature
+from dataprep.shards import Row, ShardError, ShardReader, ShardWriter, publish
 from dataprep.verification import verify
+from tests.dataprep.shards.made import SLOTS, edit, rows, same
 
-SLOTS = 40
 ROOT = Path(__file__).parent.parent.parent.parent
-
-
-@pytest.fixture
-def layout():
-    triple = (0.25, 0.5, 0.75)
-    return RowLayout(SLOTS, 4, 2, 1, 5, 2, "vicuna_v1", 1, 2, 0, 99, "f" * 64, 28, triple, triple, "pad", "c" * 64)
-
-
-def rows(count: int) -> list[Row]:
-    random = np.random.default_rng(0)
-    made = []
-    for index in range(count):
-        length = int(random.integers(1, SLOTS))
-        data = np.zeros((4, SLOTS), np.int32)
-        data[0, :length], data[2, :length] = random.integers(0, 99, (2, length))
-        data[1, :length] = random.integers(0, 2, length)
-        data[3, length:] = 1
-        path = None if index % 3 == 0 else f"pictures/ü {index}.jpg"
-        made.append(Row(data, path, length, int(data[1].sum()), Source(f"{index % 2}.jsonl", index, f"é{index}")))
-    return made
-
-
-@pytest.fixture
-def folder(tmp_path, layout):
-    """Two shards with their manifest, as `to-h5` leaves them."""
-    made = rows(7)
-    shards = []
-    for number, part in enumerate((made[:4], made[4:])):
-        writer = ShardWriter(layout)
-        for row in part:
-            writer.write(row)
-        image = writer.finish()
-        publish(tmp_path / f"shard-{number}.h5", image.content)
-        shards.append({"file": f"shard-{number}.h5", "rows": len(part), "sha256": image.sha256})
-    accounting = {"rows": 7, "records": 7, "written": 7, "num_refused": 0, "deduplicated": 0}
-    manifest = {"layout": layout.attributes(), "shards": shards, "accounting": accounting}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    return tmp_path
-
-
-def same(stored, row):
-    for name in FEATURES:
-        assert (getattr(stored, name) == feature(row.data, name)).all()
-    assert (stored.img_path, stored.has_image) == (row.img_path, row.img_path is not None)
-    assert (stored.length, stored.source) == (row.length, row.source)
 
 
 def test_rows_come_back_in_order_and_at_random(folder, layout):
@@ -70,8 +24,8 @@ def test_rows_come_back_in_order_and_at_random(folder, layout):
         assert reader.layout == layout
         assert len(reader) == 7
         for stored, row in zip(reader, made, strict=True):
-            same(stored, row)
-        same(reader[5], made[5])
+            assert same(stored, row) and stored.source == row.source
+        assert same(reader[5], made[5])
         assert reader.lengths.tolist() == [row.length for row in made]
         assert reader.num_loss_tokens.tolist() == [row.num_loss_tokens for row in made]
         assert reader.has_image.tolist() == [row.img_path is not None for row in made]
@@ -127,7 +81,7 @@ def test_uint16_rows_read_as_int32(folder, layout):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     stored = ShardReader(folder)[1]
     assert stored.labels.dtype == np.int32
-    same(stored, made[1])
+    assert same(stored, made[1])
 
 
 def test_a_flipped_bit_is_found_before_a_row_is_returned(folder):
@@ -139,21 +93,31 @@ def test_a_flipped_bit_is_found_before_a_row_is_returned(folder):
     reader[0]
     with pytest.raises(ShardError, match=r"shard-1\.h5: damaged: sha256"):
         reader[5]
-    assert [fault.split(": ")[1] for fault in verify(folder)[2]] == ["damaged"]
+    assert [fault.split(": ")[1] for fault in verify(folder).faults] == ["damaged"]
 
 
 def test_a_missing_and_a_stray_shard_are_named(folder):
     (folder / "shard-1.h5").rename(folder / "other.h5")
-    faults = verify(folder)[2]
+    faults = verify(folder).faults
     assert "shard-1.h5: the manifest names this shard, but there is no such file" in faults[0]
     assert "other.h5: not in the manifest" in faults[1]
     with pytest.raises(ShardError, match="there is no such file"):
         ShardReader(folder)[6]
 
 
-def edit(folder, **changes):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b"{}", b"9" * 5000, b"null"])
+def test_a_manifest_that_is_no_manifest_is_one_sentence(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    for use in (ShardReader, verify):
+        with pytest.raises(ShardError, match="not a manifest"):
+            use(folder)
+
+
+@pytest.mark.parametrize("change", [{"phase": "2"}, {"image_mean": [0.5, 0.5]}, {"template": None}, {"pad_id": True}])
+def test_a_layout_of_other_kinds_is_one_sentence(folder, layout, change):
+    edit(folder, layout={**layout.attributes(), **change})
+    with pytest.raises(ShardError, match=f"attribute {next(iter(change))} is .*, expected"):
+        ShardReader(folder)
 
 
 def test_an_unknown_version_says_what_to_do(folder, layout):
@@ -170,14 +134,25 @@ def test_a_layout_that_lacks_something_is_named(folder, layout):
         ShardReader(folder)
 
 
-def test_an_unfinished_folder_is_refused(tmp_path):
-    with pytest.raises(ShardError, match="the compile is unfinished"):
-        ShardReader(tmp_path)
-    with pytest.raises(ShardError, match="no such folder"):
-        ShardReader(tmp_path / "no")
-    (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(ShardError, match="not a manifest"):
-        ShardReader(tmp_path)
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (None, "no such folder; `llava-prep to-h5` makes one"),
+        (".tasks/", "the compile is unfinished; run the same `llava-prep to-h5` again"),
+        ("phase2/manifest.json", "no manifest.json there, but in {folder}/phase2: give that folder"),
+        ("examples_0_0.h5", "they were not compiled by `llava-prep to-h5` (ShardReader.open_cerebras reads"),
+        ("a.txt", "no manifest.json and no shards there; give a folder that `llava-prep to-h5` has written"),
+    ],
+)
+@pytest.mark.parametrize("use", [ShardReader, verify])
+def test_a_folder_without_a_manifest_gets_a_sentence_that_says_what_to_do(tmp_path, make, sentence, use):
+    folder = tmp_path / "h5"
+    if make is not None:
+        (folder / make).parent.mkdir(parents=True, exist_ok=True)
+        (folder / make).mkdir() if make.endswith("/") else (folder / make).touch()
+    with pytest.raises(ShardError) as error:
+        use(folder)
+    assert sentence.format(folder=folder) in str(error.value)
 
 
 def test_later_releases_of_the_model_zoo_are_named(tmp_path, tiny_tokenizer_dir):
@@ -191,10 +166,25 @@ def test_a_manifest_of_another_layout_is_refused(folder, layout):
     edit(folder, layout={**layout.attributes(), "image_start_idx": 9})
     with pytest.raises(ShardError, match="not of this folder's layout: image_start_idx is 2, expected 9"):
         ShardReader(folder)[0]
-    assert len(verify(folder)[2]) == 2
+    assert len(verify(folder).faults) == 2
 
 
-@pytest.mark.parametrize("change", [{"shards": 3}, {"accounting": None}, {"shards": [{"file": "a"}]}, {"layout": []}])
+ENTRY = {"file": "shard-0.h5", "rows": 4, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": 3},
+        {"accounting": None},
+        {"shards": [{"file": "a"}]},
+        {"layout": []},
+        {"shards": [ENTRY, ENTRY]},
+        *({"shards": [{**ENTRY, "file": name}]} for name in ("../shard-0.h5", "/shard-0.h5", "", ".", "a\0b")),
+        *({"shards": [{**ENTRY, "rows": count}]} for count in (-1, 0, True, 4.0, "4")),
+        *({"shards": [{**ENTRY, "sha256": value}]} for value in ("", "F" * 64, None)),
+    ],
+)
 def test_a_damaged_manifest_is_one_sentence(folder, change):
     edit(folder, **change)
     for use in (ShardReader, verify):

