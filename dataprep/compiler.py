@@ -18,6 +18,7 @@ from dataprep.shards.layout import Row, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
 from dataprep.templates import Span
 from dataprep.verdicts import ImageVerdicts
+from dataprep.workers import rare_collections
 
 #: Records tokenised in one call.
 BLOCK = 256
@@ -117,6 +118,10 @@ class Compiler:
 
     def run(self, task: Work) -> Result:
         """Compile the records of a task."""
+        with rare_collections():
+            return self._run(task)
+
+    def _run(self, task: Work) -> Result:
         result = Result([], [], Tally())
         writer = ShardWriter(self.layout, self.config.dtype)
         lines = task.lines()

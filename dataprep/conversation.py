@@ -159,6 +159,10 @@ def _check_names(conversation: Conversation) -> None:
         raise Refusal("bad_id", f"{len(conversation.id)} characters", conversation.id[:MAX_ID_CHARS])
 
 
+#: Who speaks in an even and in an odd turn, counted from 1.
+_SPEAKERS = ("gpt", "human")
+
+
 def validate(conversation: Conversation) -> None:
     """Refuse what LLaVA would crash on, mask wholly or train wrongly.
 
@@ -169,7 +173,8 @@ def validate(conversation: Conversation) -> None:
     if not turns:
         raise Refusal("no_turns", "no turn", conversation.id)
     for number, turn in enumerate(turns, 1):
-        _validate_turn(turn, number, conversation.id)
+        if turn.role != _SPEAKERS[number % 2] or not turn.value:
+            _validate_turn(turn, number, conversation.id)
     if len(turns) % 2:
         raise Refusal("ends_on_human", f"turn {len(turns)} has no answer", conversation.id)
     if conversation.image is not None:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -67,6 +67,19 @@ class Sample:
         return int(self.trained.sum())
 
 
+class Fixed(NamedTuple):
+    """What a span becomes that holds no words of a record."""
+
+    ids: bytes
+    """int32."""
+    trained: bytes
+    """A byte a token."""
+    count: int
+    is_image: bool
+    span: Span
+    """Kept, so that its identity stays its own."""
+
+
 class TextEncoder:
     """The tokenizer of a folder, set up so that text stays text.
 
@@ -94,8 +107,7 @@ class TextEncoder:
         self.eos_id = self._special(config, "eos_token")
         self.pad_id = self._pad(config)
         self._control_names = {index: token for token, index in self.control_ids.items()}
-        self._pad_bytes = _bytes([self.pad_id])
-        self._fixed: dict[int, tuple[bytes, Span]] = {}
+        self._fixed: dict[tuple[int, int], Fixed] = {}
         self._num_texts = 0
         self._cache = None if os.environ.get(CACHE_SWITCH) == "off" else word_cache(self._tokenizer, files)
         self._refuse_found_controls()
@@ -128,26 +140,27 @@ class TextEncoder:
                     " this text and the tokenizer, and compile with LLAVA_PREP_WORD_CACHE=off"
                 )
 
-    def fixed(self, span: Span) -> bytes:
-        """Return the ids of a span that holds no words of a record, as bytes: wording or one control token."""
+    def fixed(self, span: Span, num_patches: int) -> Fixed:
+        """Return what a span becomes that holds no words of a record: wording, a control token, the picture's slots."""
         # Templates give the same object again and again, and its identity is quicker to look up than what it says.
-        known = self._fixed.get(id(span))
+        known = self._fixed.get((id(span), num_patches))
         if known is None:
             if len(self._fixed) > MAX_FIXED:
                 self._fixed.clear()
-            known = self._fixed[id(span)] = (self._encode_fixed(span), span)  # kept, so that the identity stays its own
-        return known[0]
+            piece = self._encode_fixed(span, num_patches)
+            count = len(piece) >> 2
+            mask = (_TRUE if span.trained else _FALSE) * count
+            known = self._fixed[id(span), num_patches] = Fixed(piece, mask, count, span.kind is Kind.IMAGE, span)
+        return known
 
-    def _encode_fixed(self, span: Span) -> bytes:
+    def _encode_fixed(self, span: Span, num_patches: int) -> bytes:
+        if span.kind is Kind.IMAGE:  # its slots hold the pad id, as in the Model Zoo's rows
+            return _bytes([self.pad_id] * num_patches)
         if span.kind is Kind.WORDING:
             return _bytes(self.encode(span.text))
         if span.kind is Kind.CONTROL:
             return _bytes([self.control_ids[span.text]])
         return _bytes([self.bos_id if span.kind is Kind.BOS else self.eos_id])
-
-    def image_slots(self, num_patches: int) -> bytes:
-        """Return what stands in the slots of a picture: the pad id, as in the Model Zoo's rows."""
-        return self._pad_bytes * num_patches
 
     def decode(self, ids: Sequence[int]) -> list[str]:
         """Return the piece of each id as it reads: blanks for `▁`, what is no whole character as bytes, `<0x0A>`."""
@@ -204,17 +217,17 @@ def _join(spans: Sequence[Span], encoded: Iterator[bytes], encoder: TextEncoder,
     hidden: list[tuple[int, int]] = []
     size, image_start = 0, -1
     for span in spans:
-        kind, _, is_trained, is_attended = span
-        if kind is Kind.TEXT:
+        if span[0] is Kind.TEXT:
             piece = next(encoded)
-        elif kind is Kind.IMAGE:
-            piece, image_start = encoder.image_slots(num_patches), size
+            count = len(piece) >> 2
+            mask = (_TRUE if span[2] else _FALSE) * count
         else:
-            piece = encoder.fixed(span)
-        count = len(piece) >> 2
+            piece, mask, count, is_image, _ = encoder.fixed(span, num_patches)
+            if is_image:
+                image_start = size
         pieces.append(piece)
-        trained.append((_TRUE if is_trained else _FALSE) * count)
-        if not is_attended:
+        trained.append(mask)
+        if not span[3]:
             hidden.append((size, size + count))
         size += count
     return Sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,17 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         raise CommandError(DIED, Exit.BUG) from None
     finally:
         stop_workers(pool)
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Let Python look for cycles less often: compiling makes many objects and hardly a cycle, and each look costs."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def lost_worker(pool: ProcessPoolExecutor, error: Exception) -> bool:

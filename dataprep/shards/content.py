@@ -14,7 +14,7 @@ from jaxtyping import Integer
 from dataprep.shards.layout import FEATURES, NO_IMAGE, RowLayout, ShardError, feature
 
 #: As what each feature is hashed. Masks are 0 or 1: a byte each is enough.
-_DTYPES = {"text_input_ids": "<i4", "labels": "<i4", "loss_mask": "u1", "key_padding_mask": "u1"}
+_DTYPES = tuple(np.dtype("u1" if name.endswith("_mask") else "<i4") for name in FEATURES)
 
 
 class ContentHash:
@@ -27,9 +27,9 @@ class ContentHash:
     def add(self, data: Integer[np.ndarray, "4 L"], path: bytes, length: int, num_loss_tokens: int) -> None:
         """Add one row: `data` in any integer dtype, `path` as it is stored."""
         used = used_slots(path, length, self._hole_length)
-        self._digest.update(b"%d:%s%d,%d,%d;" % (len(path), path, length, num_loss_tokens, used))
-        for name in FEATURES:
-            self._digest.update(feature(data, name)[:used].astype(_DTYPES[name], order="C", copy=False).data)
+        head = b"%d:%s%d,%d,%d;" % (len(path), path, length, num_loss_tokens, used)
+        parts = [part[:used].astype(kind, order="C", copy=False) for part, kind in zip(data, _DTYPES, strict=True)]
+        self._digest.update(b"".join((head, *parts)))
 
     def add_bytes(self, content: bytes) -> None:
         """Add what is no row: a picture's code."""
