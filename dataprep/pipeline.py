@@ -24,7 +24,7 @@ from dataprep.plan import InputFile, plan, survey
 from dataprep.selection import keep_order, needs_selection, order_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
-from dataprep.workers import DIED, begin_worker, lost_worker, out_of_memory, stop_workers, worker_map
+from dataprep.workers import DIED, StandstillWatch, begin_worker, lost_worker, out_of_memory, stop_workers, worker_map
 
 #: Seconds between two looks at the workers' counter.
 TICK = 0.2
@@ -246,9 +246,11 @@ def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int
     seen = 0
     outputs = tuple(part.output for part in prepared.parts)
     pool = ProcessPoolExecutor(min(workers, len(work)), context, _start_worker, (prepared.job, outputs, counter))
+    watch = StandstillWatch(pool)
     try:
         waiting: set[Future[dict[str, Any]]] = {pool.submit(_work, assignment) for assignment in work}
         while waiting:
+            watch.check()
             finished, waiting = wait(waiting, timeout=TICK, return_when=FIRST_COMPLETED)
             done = counter.get_obj().value  # without its lock: a killed worker may hold that for ever
             yield None, done - seen

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,15 @@ from dataprep.errors import CommandError, Exit
 
 #: What a run says when a worker is gone.
 DIED = "a worker process died (killed, or out of memory); what is finished is kept, run the same command again"
+
+#: Seconds without any sign of work of any worker.
+STILL_SECONDS = 90
+
+#: What a run says when its workers hang.
+STOOD_STILL = (
+    "the worker processes have stood still for over a minute (short of memory?); what is finished is kept, run the same"
+    " command again with fewer --workers"
+)
 
 
 def begin_worker() -> None:
@@ -71,6 +81,44 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or number == errno.ENOMEM or "unable to allocate memory" in str(error)
 
 
+class StandstillWatch:
+    """Tells when workers that should be at work have stood still for long, as a process short of memory may for ever.
+
+    Where the system does not tell what a process does (`/proc` of Linux), nothing is ever said to stand still.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+        self._last: set[tuple[int, str, str]] = set()
+        self._since = self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Look again, now and then.
+
+        Raises:
+            CommandError: for `STILL_SECONDS` no worker has computed, or waited for a disk.
+        """
+        now = time.monotonic()
+        if now - self._looked < STILL_SECONDS / 20:
+            return
+        self._looked = now
+        found = {_doing(pid) for pid in list(self._pool._processes or {})}
+        if found != self._last or not all(state == "S" for _, state, _ in found):
+            self._last, self._since = found, now
+        elif now - self._since > STILL_SECONDS:
+            raise CommandError(STOOD_STILL, Exit.BUG)
+
+
+def _doing(pid: int) -> tuple[int, str, str]:
+    """Return a process, its state (S: it waits for something else than a disk) and the time that it has computed."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return pid, "", ""
+    return pid, fields[0], f"{fields[11]} {fields[12]}"
+
+
 def stop_workers(pool: ProcessPoolExecutor) -> None:
     """End the workers, whatever they are doing."""
     processes = list((pool._processes or {}).values())  # no public way to them before Python 3.14
@@ -78,7 +126,10 @@ def stop_workers(pool: ProcessPoolExecutor) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join()
+        process.join(timeout=10)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _die_with_parent() -> None:
