@@ -13,6 +13,7 @@ from dataprep.conversation import Conversation, Refusal, parse, validate
 from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
 from dataprep.images import ImageFault
 from dataprep.layouts import find_layout, find_prompter
+from dataprep.plan import MAX_FILES
 from dataprep.rows import lay_out, limit_of, shorten
 from dataprep.shards.layout import Row, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
@@ -116,27 +117,35 @@ class Compiler:
         self._limit = limit_of(config)
         self.render = find_prompter(config, self.encoder).render
 
-    def run(self, task: Work) -> Result:
-        """Compile the records of a task."""
-        with rare_collections():
-            return self._run(task)
+    def run(self, task: Work, keep: Callable[[ShardImage], None] | None = None) -> Result:
+        """Compile the records of a task.
 
-    def _run(self, task: Work) -> Result:
+        Args:
+            keep: takes each shard when it is closed; without it they are in the result.
+        """
         result = Result([], [], Tally())
+        with rare_collections():
+            self._run(task, result, keep or result.shards.append)
+        return result
+
+    def _run(self, task: Work, result: Result, keep: Callable[[ShardImage], None]) -> None:
         writer = ShardWriter(self.layout, self.config.dtype)
         lines = task.lines()
         while block := list(islice(lines, BLOCK)):
             for row in self._rows(block, result):
                 self.verdicts.embed(row.img_path, writer)
                 writer.write(row)
-                if writer.num_bytes >= self.config.shard_megabytes << 20 or len(writer) == self.config.shard_rows:
-                    result.shards.append(writer.finish())
+                if self._full(writer):
+                    keep(writer.finish())
                     writer = ShardWriter(self.layout, self.config.dtype)
             self.progress(len(block))
         if len(writer):
-            result.shards.append(writer.finish())
+            keep(writer.finish())
         self.verdicts.flush()
-        return result
+
+    def _full(self, writer: ShardWriter) -> bool:
+        many = len(writer) >= self.config.shard_rows or writer.num_sources >= MAX_FILES
+        return many or writer.num_bytes >= self.config.shard_megabytes << 20
 
     def _rows(self, block: list[tuple[bytes, Source]], result: Result) -> Iterator[Row]:
         pending = [entry for line, source in block if (entry := self._read(line, source, result))]

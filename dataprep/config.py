@@ -107,6 +107,11 @@ class CompileConfig(StrictConfig):
             raise ValueError("holdout_by picture needs a holdout")
         return self
 
+    @property
+    def task_rows(self) -> int:
+        """Records of one task: a shard's, or so many that their pictures hardly make more than one."""
+        return min(self.shard_rows, 1000) if self.images == "embed" else self.shard_rows
+
     def sha256(self) -> str:
         """Return the hash that shards carry."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -10,9 +10,11 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dataprep.conversation import placed_lines
 from dataprep.pipeline import Job, input_files, make_compiler
 from dataprep.plan import MIN_RECORDS, InputFile, Segment, Task
 
@@ -93,11 +95,8 @@ def sample_of(files: Sequence[InputFile]) -> tuple[Segment, ...]:
 
 def _first_lines(file: InputFile, number: int, count: int) -> Segment:
     start = file.line_starts[number]
-    stop = start
-    with open(file.path, "rb") as lines:
-        lines.seek(start)
-        for _, line in zip(range(min(count, MIN_RECORDS)), lines, strict=False):
-            stop += len(line)
+    begins = [begin for begin, _ in islice(placed_lines(file.path, start), min(count, MIN_RECORDS) + 1)]
+    stop = begins[-1] if len(begins) > min(count, MIN_RECORDS) else file.num_bytes
     return Segment(file.path, file.name, start, stop, number * MIN_RECORDS + 1)
 
 
@@ -142,7 +141,10 @@ def describe(values: dict[str, Any]) -> str:
     parts += _table(_scaled(values))
     if not whole:
         share = 3 / max(values["sampled"], 1)
-        parts += ["", f"A fault that the sample does not show can still be in {share:.1%} of the records (95 % sure)."]
+        parts += [
+            "",
+            f"A fault that the sample does not show can still be in {share:.1%} of the records (95 % sure), in more where faults lie together.",
+        ]
     if values["not_shown"]:
         parts.append(f"The figures are without {' and '.join(values['not_shown'])}, which will leave some rows out.")
     return "\n".join(parts)

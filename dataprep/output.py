@@ -25,7 +25,7 @@ from dataprep.report.card import card
 from dataprep.shards.fingerprint import TOKENIZER_FILES
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.shards.manifest import MANIFEST_NAME, file_sha256
-from dataprep.shards.writer import publish
+from dataprep.shards.writer import ShardImage, publish
 
 #: The folder of the rows that `holdout` keeps from training, inside the output folder.
 HOLDOUT_NAME = "holdout"
@@ -61,9 +61,12 @@ class OutputFolder:
                     Exit.CONFLICT,
                 )
             return
-        if any(self.folder.glob("*.h5")):
+        strange = sorted(path.name for path in self.folder.glob("*") if not path.name.startswith("."))
+        if strange:
             raise CommandError(
-                f"{self.folder}: holds *.h5 files that this command did not write; name another --output", Exit.CONFLICT
+                f"{self.folder}: holds files that this command did not write, such as {strange[0]}; name another"
+                " --output",
+                Exit.CONFLICT,
             )
         self.tasks.mkdir(parents=True, exist_ok=True)
         publish(path, _json(identity))
@@ -109,19 +112,30 @@ class OutputFolder:
         except FileNotFoundError:
             return False
 
+    def forget(self, task: Work) -> None:
+        """Take a task's record away, so that it counts as not done."""
+        self._record_path(task).unlink(missing_ok=True)
+
     def _whole(self, shard: dict[str, Any]) -> bool:
         file = self.folder / shard["file"]
         return file.is_file() and file_sha256(file) == shard["sha256"]
 
-    def save(self, task: Work, result: Result) -> dict[str, Any]:
-        """Publish a task's shards, then the record that says they are whole."""
-        shards = []
-        for part, image in enumerate(result.shards):
-            name = f"shard-{task.index:05d}{f'-{part}' if part else ''}.h5"
+    def make(self, task: Work, compile_task: Callable[[Work, Callable[[ShardImage], None]], Result]) -> dict[str, Any]:
+        """Compile a task, publish each of its shards when it is closed, then the record that says they are whole.
+
+        Args:
+            compile_task: gives each shard to its second argument: several of them need not be in memory together.
+        """
+        shards: list[dict[str, Any]] = []
+        first = {"file": task.first.file, "line": task.first.line}
+
+        def keep(image: ShardImage) -> None:
+            name = f"shard-{task.index:05d}{f'-{len(shards)}' if shards else ''}.h5"
             publish(self.folder / name, image.content)
             hashes = {"sha256": image.sha256, "content_sha256": image.content_sha256}
-            first = {"file": task.first.file, "line": task.first.line}
             shards.append({"file": name, "rows": image.num_rows, "bytes": len(image.content), **hashes, "from": first})
+
+        result = compile_task(task, keep)
         record = {"shards": shards, "refusals": result.refusals, "tally": result.tally.as_dict()}
         publish(self._record_path(task), _json(record))
         return record

@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 def input_names(paths: Sequence[Path]) -> list[str]:
-    """Return what the inputs go by: their names, or their paths where two have the same name.
+    """Return what the inputs go by: their names, with as many of their folders as it takes to tell them apart.
 
     Raises:
         CommandError: a file is named twice, so its records would be too.
@@ -57,8 +57,11 @@ def input_names(paths: Sequence[Path]) -> list[str]:
     twice = [str(path) for path in paths if first.setdefault(path.resolve(), path) is not path]
     if twice:
         raise CommandError(f"--input names a file twice: {', '.join(twice)}")
-    names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    for depth in range(1, max((len(path.parts) for path in paths), default=1)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def input_files(paths: Sequence[Path], mapper: Callable[..., Iterable[InputFile]] = map) -> list[InputFile]:
@@ -107,10 +110,30 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
         CommandError: folder conflict (4), no space (6).
     """
     with resources(job.output), only_run(job.output / ".lock", job.output):
-        prepared = prepare(job, input_files(job.inputs), workers)
+        before = [_stamp(path) for path in job.inputs]
+        files = input_files(job.inputs)
+        prepared = prepare(job, files, workers)
         started(prepared.num_records)
         compile_missing(prepared, prepared.work, workers, progress)
+        _require_unchanged(prepared, files, before)
         return finish(prepared)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _require_unchanged(prepared: Prepared, files: Sequence[InputFile], before: Sequence[tuple[int, int, int]]) -> None:
+    """Make sure that what was compiled is what was surveyed: records of tasks must not speak for other bytes."""
+    for file, stamp in zip(files, before, strict=True):
+        if _stamp(file.path) != stamp and survey(file.path, file.name).sha256 != file.sha256:
+            for number, task in prepared.work:
+                prepared.parts[number].output.forget(task)
+            raise CommandError(
+                f"{file.path}: changed while it was compiled; delete {prepared.job.output} and run the command again",
+                Exit.CONFLICT,
+            )
 
 
 def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: int | None = None) -> Prepared:
@@ -133,7 +156,7 @@ def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: 
             num_duplicates = _choose(job, files, output, workers)
         parts = _chosen_parts(job, files, output, num_duplicates)
     else:
-        parts = (Part(output, tuple(plan(files, job.config.shard_rows))),)
+        parts = (Part(output, tuple(plan(files, job.config.task_rows))),)
     return Prepared(job, layout, identity, parts, sum(file.num_lines for file in files), encoder)
 
 
@@ -148,7 +171,7 @@ def _choose(job: Job, files: Sequence[InputFile], output: OutputFolder, workers:
 
 
 def _chosen_parts(job: Job, files: Sequence[InputFile], output: OutputFolder, num_duplicates: int) -> tuple[Part, ...]:
-    rows = job.config.shard_rows
+    rows = job.config.task_rows
     parts = [Part(output, tuple(order_tasks(output.tasks, files, rows)), num_duplicates)]
     if job.config.holdout > 0:
         held = _held_out(job, output)
@@ -216,7 +239,7 @@ def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> I
     advanced: list[int] = []
     compiler = make_compiler(prepared.job, advanced.append, encoder=prepared.encoder)
     for number, task in work:
-        record = prepared.parts[number].output.save(task, compiler.run(task))
+        record = prepared.parts[number].output.make(task, compiler.run)
         yield record, sum(advanced)
         advanced.clear()
 
@@ -293,7 +316,7 @@ def _work(assignment: Assignment) -> dict[str, Any]:
     compiler, outputs = _worker
     number, task = assignment
     try:
-        return outputs[number].save(task, compiler.run(task))
+        return outputs[number].make(task, compiler.run)
     except BaseException as error:
         _failure = error
         raise

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.conversation import BYTE_ORDER_MARK, read_lines
+from dataprep.conversation import BYTE_ORDER_MARK, placed_lines, read_lines
 from dataprep.shards.layout import Source
 
 BLOCK_BYTES = 8 << 20
@@ -130,10 +130,4 @@ def _pieces(files: Iterable[InputFile], size: int) -> Iterator[tuple[Segment, in
 
 def _exact_starts(file: InputFile, size: int) -> list[int]:
     """Shards smaller than the survey's step are asked for in tests and trials only, so the file is read again."""
-    starts, position = [], 0
-    with open(file.path, "rb") as lines:
-        for number, line in enumerate(lines):
-            if number % size == 0:
-                starts.append(position)
-            position += len(line)
-    return starts
+    return [begin for number, (begin, _) in enumerate(placed_lines(file.path)) if number % size == 0]

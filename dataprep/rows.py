@@ -122,17 +122,23 @@ def _split(conversation: Conversation, limit: Limit, make: Callable[[Conversatio
     parts: list[Sample] = []
     start, count = 0, len(conversation.turns)
     while start < count:
-        best = None
-        for stop in range(start + 2, count + 1, 2):
-            sample = make(_part(conversation, start, stop))
+        best = make(_part(conversation, start, start + 2))
+        if limit.excess(best) > 0:
+            raise _too_long(best, limit, conversation.id)
+        # Twice as many pairs until they do not fit, then halves: a conversation of thousands is not made thousands of
+        # times. `fitting` pairs fit, `beyond` do not.
+        fitting, beyond = 1, (count - start) // 2 + 1
+        tried = 2
+        while beyond - fitting > 1:
+            tried = min(tried, beyond - 1)
+            sample = make(_part(conversation, start, start + 2 * tried))
             if limit.excess(sample) > 0:
-                if best is None:
-                    raise _too_long(sample, limit, conversation.id)
-                break
-            best, best_stop = sample, stop
-        assert best is not None
+                beyond = tried
+            else:
+                fitting, best = tried, sample
+            tried = 2 * tried if beyond > (count - start) // 2 else (fitting + beyond) // 2
         parts.append(best)
-        start = best_stop
+        start += 2 * fitting
     return parts
 
 

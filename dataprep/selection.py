@@ -157,9 +157,11 @@ def _hashes(line: bytes, place: tuple[int, int], by: str) -> tuple[int, int, int
         # It will be refused, and that must be counted: it equals no other, and stays on the side of training.
         digest = _digest(repr(place).encode())
         return digest[0], digest[1], 2**64 - 1
-    digest = _digest(_canonical.encode((conversation.image, conversation.turns)))
-    if by == "picture" and conversation.image is not None:
-        return *digest, _digest(conversation.image.encode("utf-8", "surrogatepass"))[0]
+    # `a//b` and `./a/b` are the picture `a/b`.
+    image = conversation.image and "/".join(part for part in conversation.image.split("/") if part not in ("", "."))
+    digest = _digest(_canonical.encode((image, conversation.turns)))
+    if by == "picture" and image is not None:
+        return *digest, _digest(image.encode("utf-8", "surrogatepass"))[0]
     return *digest, digest[0]
 
 

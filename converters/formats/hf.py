@@ -158,7 +158,7 @@ def write(hub: Hub, folder: Path, max_shard_bytes: int) -> None:
     """
     data = dict(hub.data or {})
     template, image_fit = data.get("template", "vicuna_v1"), data.get("image_fit", "pad")
-    hf_files.check_wording(template, image_fit)
+    hf_files.check_wording(template, image_fit, data.get("system_prompt"))
     num_rows = hub.config.language.vocab_size
     hf_tokenizer.check_rows(hub.tokenizer, num_rows)
     extended = hf_tokenizer.extend(hub.tokenizer, hf_files.chat_template(template, _eos(hub)))

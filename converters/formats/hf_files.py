@@ -67,8 +67,15 @@ TEMPLATE_NAMES = tuple(_TEMPLATES)
 _PROCESSORS = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor"}
 
 
-def check_wording(template: Any, image_fit: Any) -> None:
-    """Refuse what `data.json` says of prompts and pictures if no export can say it: `UnsupportedError`."""
+def check_wording(template: Any, image_fit: Any, system: Any = None) -> None:
+    """Refuse what `data.json` says of prompts and pictures if no export can say it: `UnsupportedError`.
+
+    `system` is the system prompt, None in shards from before it could be chosen.
+    """
+    if template == "vicuna_v1" and system not in (None, VICUNA_SYSTEM):
+        raise UnsupportedError(
+            f"the model's data.json: system_prompt is {system!r}; an export says LLaVA's own alone, {VICUNA_SYSTEM!r}"
+        )
     for key, found, known in (("template", template, _TEMPLATES), ("image_fit", image_fit, _PROCESSORS)):
         if not isinstance(found, str) or found not in known:
             raise UnsupportedError(f"the model's data.json: {key} is {found!r}; supported is {' or '.join(known)}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dataprep.compiler import Tally
     from dataprep.pipeline import Job
 
-INSTALL = "pip install 'llava-prep[cluster]'"
+INSTALL = "pip install -e '.[cluster]'"
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class ShardWriter:
         self._content.add(row.data, path, row.length, row.num_loss_tokens)
         self.num_bytes += len(chunk) + len(path)
 
+    @property
+    def num_sources(self) -> int:
+        """Number of input files that the rows come from; an HDF5 attribute holds the names of some thousands."""
+        return len(self._files)
+
     def has_picture(self, key: str) -> bool:
         """Return whether the picture of an image key is in the shard."""
         return key in self._pictures

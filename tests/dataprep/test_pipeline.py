@@ -59,6 +59,43 @@ def test_another_config_or_input_in_the_same_folder_is_refused(workspace):
         run_job(workspace.job(path), 1, quiet)
 
 
+@pytest.mark.parametrize("shuffle", [None, 1])
+def test_an_input_that_changes_under_the_run_is_refused_and_nothing_counts_as_done(workspace, shuffle):
+    path = mixture(workspace, 40)
+    before = path.read_bytes()
+    job = workspace.job(path, shuffle=shuffle)
+
+    def started(_):
+        path.write_bytes(before.replace(b"red", b"tan"))
+
+    with pytest.raises(CommandError, match="a.jsonl: changed while it was compiled") as caught:
+        run_job(job, 1, quiet, started)
+    assert caught.value.code == Exit.CONFLICT and not (job.output / "manifest.json").exists()
+    path.write_bytes(before)
+    run_job(job, 1, quiet)
+    clean = workspace.job(path, output="clean", shuffle=shuffle)
+    run_job(clean, 1, quiet)
+    assert hashes(job.output) == hashes(clean.output)
+
+
+def test_files_of_one_name_go_by_as_much_of_their_paths_as_tells_them_apart(workspace):
+    paths = []
+    for folder in ("one", "two"):
+        (workspace.root / folder).mkdir()
+        paths.append(workspace.root / folder / "a.jsonl")
+        paths[-1].write_bytes(mixture(workspace, 20).read_bytes())
+    assert [file.name for file in input_files(paths)] == ["one/a.jsonl", "two/a.jsonl"]
+
+
+def test_a_folder_with_a_strangers_files_is_refused_and_left_alone(workspace):
+    job = workspace.job(mixture(workspace, 20))
+    job.output.mkdir()
+    (job.output / "README.md").write_text("mine")
+    with pytest.raises(CommandError, match="did not write, such as README.md; name another --output") as caught:
+        run_job(job, 1, quiet)
+    assert caught.value.code == Exit.CONFLICT and (job.output / "README.md").read_text() == "mine"
+
+
 def test_a_folder_with_other_shards_is_refused(workspace):
     job = workspace.job(mixture(workspace, 20))
     job.output.mkdir()

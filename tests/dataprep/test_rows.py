@@ -140,6 +140,14 @@ def test_splitting_loses_nothing_and_shows_the_picture_in_every_part(encoder, an
     assert len(parts) > 1
     assert all(limit.excess(part) <= 0 and part.image_start == whole.image_start for part in parts)
     assert [i for part in parts for i in part.ids[part.trained]] == whole.ids[whole.trained].tolist()
+    slots = layout.num_patches
+    for part in parts:  # each with its picture, or with its hole
+        assert part.attended[part.image_start : part.image_start + slots].all() == bool(image)
+    shown = ["".join(encoder.decode(part.ids[part.attended & ~part.trained].tolist())) for part in parts]
+    questions = [question for part in shown for question in part.replace("ASSISTANT:", "").split("USER:")[1:]]
+    assert ["".join(question.split()) for question in questions] == [
+        "".join(f"q{answer}".split()) for answer in answers
+    ]
 
 
 def test_splitting_happens(encoder):

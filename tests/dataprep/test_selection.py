@@ -67,6 +67,34 @@ def test_of_equal_records_the_first_is_compiled(workspace):
     assert [row_id for _, _, row_id in rows(job.output)] == [f"r{n}" for n in range(40)] + [r["id"] for r in other]
 
 
+def test_the_same_picture_by_another_spelling_is_the_same(workspace):
+    same = [
+        dict(workspace.record(0, image), id=image)
+        for image in ("pictures/1.jpg", "./pictures/1.jpg", "pictures//1.jpg")
+    ]
+    path = workspace.write("a.jsonl", same)
+    assert run_job(workspace.job(path, dedup="exact"), 1, quiet).deduplicated == 2
+    for fraction in (0.1, 0.5, 0.9):
+        job = workspace.job(path, output=f"h5-{fraction}", holdout=fraction, holdout_by="picture")
+        assert run_job(job, 1, quiet).held_out in (0, 3)
+
+
+def test_records_of_thousands_of_files_can_be_shuffled(workspace, monkeypatch):
+    monkeypatch.setattr("dataprep.compiler.MAX_FILES", 7)
+    paths = [workspace.write(f"{n}.jsonl", records(workspace, 3, start=3 * n)) for n in range(20)]
+    job = workspace.job(*paths, shuffle=1)
+    assert run_job(job, 1, quiet).written == 60
+    assert verify(job.output).faults == [] and len(list(job.output.glob("*.h5"))) > 3
+
+
+def test_a_line_that_is_no_record_is_refused_among_the_training_rows(workspace):
+    path = workspace.write("a.jsonl", [b"{broken", *records(workspace, 40)])
+    job = workspace.job(path, holdout=0.9)
+    run_job(job, 1, quiet)
+    assert "not_json" in (job.output / "refused.jsonl").read_text()
+    assert (job.output / "holdout/refused.jsonl").read_text() == ""
+
+
 def test_what_cannot_be_used_is_refused_each_time_and_is_no_duplicate(workspace):
     path = workspace.write("a.jsonl", [b"{broken", b"{broken", *records(workspace, 3), b"  ", b"{broken"])
     tally = run_job(workspace.job(path, dedup="exact", holdout=0.5), 1, quiet)
