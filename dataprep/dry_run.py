@@ -141,10 +141,8 @@ def describe(values: dict[str, Any]) -> str:
     parts += _table(_scaled(values))
     if not whole:
         share = 3 / max(values["sampled"], 1)
-        parts += [
-            "",
-            f"A fault that the sample does not show can still be in {share:.1%} of the records (95 % sure), in more where faults lie together.",
-        ]
+        spread = f"A fault that the sample does not show can still be in {share:.1%} of the records (95 % sure)"
+        parts += ["", f"{spread}, in more where faults lie together."]
     if values["not_shown"]:
         parts.append(f"The figures are without {' and '.join(values['not_shown'])}, which will leave some rows out.")
     return "\n".join(parts)

@@ -26,6 +26,11 @@ def test_every_file_that_is_named_exists(document):
     assert missing == []
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md", "docs/scaling.md", "docs/templates.md"])
+def test_no_document_waits_for_a_figure(document):
+    assert not re.search(r"@@|FIGURE|TODO|\bRATE\b", text_of(document))
+
+
 def test_the_tests_that_the_decisions_name_exist():
     named = set(re.findall(r"(test_\w+)\.py", text_of("docs/decisions.md")))
     assert len(named) > 5

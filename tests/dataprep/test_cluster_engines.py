@@ -15,7 +15,7 @@ from dataprep.locking import Owner, only_share
 from dataprep.pipeline import run_job
 from tests.dataprep.test_cluster import inputs, make_job, quiet, tree, words
 
-pytest.importorskip("datatrove", reason="datatrove is not installed: pip install 'llava-prep[cluster]'")
+pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e '.[cluster]'")
 
 HERE = Path(__file__).parent
 __all__ = ["inputs", "make_job"]
@@ -124,7 +124,7 @@ def test_without_slurm(start):
 @pytest.fixture
 def ray_nodes():
     """Two Ray nodes; a function ends them and returns how many had work."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'llava-prep[cluster]'")
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[cluster]'")
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     program = [sys.executable, "-W", "ignore", str(HERE / "two_ray_nodes.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -184,4 +184,4 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(workspace, i
         [sys.executable, "-c", program], cwd=workspace.root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert f"--executor ray needs {missing}: pip install 'llava-prep[cluster]'" in done.stderr
+    assert f"--executor ray needs {missing}: pip install -e '.[cluster]'" in done.stderr
