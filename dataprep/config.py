@@ -103,6 +103,8 @@ class CompileConfig(StrictConfig):
             raise ValueError(f"template {self.template} is not one of phase {self.phase}")
         if self.row_width == "fit" and self.phase == 1:
             raise ValueError("row_width fit makes room for text-only samples, and phase 1 has none")
+        if self.image_pixels == "exact" and self.images == "path":
+            raise ValueError("image_pixels is of embedded pictures: add images=embed (--images embed)")
         if self.holdout_by == "picture" and not self.holdout:
             raise ValueError("holdout_by picture needs a holdout")
         return self

@@ -130,7 +130,11 @@ def _fault(guards: Guards | None, work: tuple[_Part, dict[str, Any]]) -> str | N
 
 def _strays(part: _Part) -> list[str]:
     known = {shard["file"] for shard in part.shards}
-    return [f"{path}: not in the manifest" for path in sorted(part.folder.glob("*.h5")) if path.name not in known]
+    return [
+        f"{path}: not in the manifest: delete it, no run will"
+        for path in sorted(part.folder.glob("*.h5"))
+        if path.name not in known
+    ]
 
 
 def _contradictions(part: _Part) -> list[str]:

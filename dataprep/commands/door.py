@@ -40,7 +40,7 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno in NO_SPACE:
                 fail(f"no space left: {error}", Exit.NO_SPACE)
-            fail(str(error), Exit.USAGE)
+            fail(_said(error), Exit.USAGE)
         except ValueError as error:
             if type(error).__module__.split(".")[0] not in OURS:
                 raise
@@ -48,6 +48,11 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(int(code or 0))
 
     return run
+
+
+def _said(error: OSError) -> str:
+    """Return what the system said of which file, without its number."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def fail(message: str, code: Exit) -> None:

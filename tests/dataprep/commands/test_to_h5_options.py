@@ -70,9 +70,16 @@ def test_a_wrong_image_folder_is_told(compiled, workspace):
         (("--template", "llama5"), 2, "template: expected 'plain', 'plain_eos', 'vicuna_v1'"),
         (("--template", "llama3"), 2, "template llama3: "),
         (("--set", "holdout_by=picture"), 2, "holdout_by picture needs a holdout"),
+        (("--image-pixels", "exact"), 2, "image_pixels is of embedded pictures: add images=embed"),
     ],
 )
 def test_options_that_do_not_fit_end_with_a_sentence(compiled, options, phase, message):
     _, said = compiled(*options, phase=phase, code=2)
     assert message in said
     assert "Traceback" not in said
+
+
+def test_an_output_that_is_a_file_is_named(compiled, workspace):
+    (workspace.root / "h5").write_text("a file")
+    _, said = compiled(code=2)
+    assert said == "llava-prep: h5: File exists\n"
