@@ -54,6 +54,9 @@ class OutputFolder:
             if before is None:
                 raise CommandError(f"{path}: damaged; delete {self.folder} and start anew", Exit.CONFLICT)
             changed = list(differences(before, json.loads(json.dumps(identity))))
+            if changed and self._came_to_nothing():
+                self._begin_anew(identity)
+                return
             if changed:
                 raise CommandError(
                     f"{self.folder}: holds shards of another run: {'; '.join(changed[:5])}."
@@ -70,6 +73,17 @@ class OutputFolder:
             )
         self.tasks.mkdir(parents=True, exist_ok=True)
         publish(path, _json(identity))
+
+    def _came_to_nothing(self) -> bool:
+        """Return whether a run has ended here without a single row, as it does with a wrong image root."""
+        return (self.folder / MANIFEST_NAME).is_file() and not any(self.folder.rglob("*.h5"))
+
+    def _begin_anew(self, identity: dict[str, Any]) -> None:
+        (self.folder / MANIFEST_NAME).unlink()
+        for path in self.tasks.iterdir():
+            if path.is_file():
+                path.unlink()
+        publish(self.tasks / "run.json", _json(identity))
 
     def done(self, task: Work, good: Callable[[str], bool]) -> dict[str, Any] | None:
         """Return the record of a finished task, or None if there is something to do.

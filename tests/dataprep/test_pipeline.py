@@ -87,6 +87,16 @@ def test_files_of_one_name_go_by_as_much_of_their_paths_as_tells_them_apart(work
     assert [file.name for file in input_files(paths)] == ["one/a.jsonl", "two/a.jsonl"]
 
 
+def test_after_a_wrong_image_root_the_right_one_takes_the_same_folder(workspace):
+    path = workspace.write("a.jsonl", [workspace.record(n, "pictures/1.jpg") for n in range(20)])
+    right = workspace.job(path)
+    wrong = replace(right, image_root=workspace.root / "jsonl")
+    assert run_job(wrong, 1, quiet).refused == {"missing_image": 20}
+    assert run_job(right, 1, quiet).written == 20
+    with pytest.raises(CommandError, match="image_root was"):
+        run_job(wrong, 1, quiet)
+
+
 def test_a_folder_with_a_strangers_files_is_refused_and_left_alone(workspace):
     job = workspace.job(mixture(workspace, 20))
     job.output.mkdir()
