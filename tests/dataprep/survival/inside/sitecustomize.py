@@ -46,7 +46,7 @@ class Finder:
 
 
 def watched(run):
-    def begin(self, task):
+    def begin(self, task, *more):
         if LOG:
             with open(LOG, "a") as log:
                 log.write(f"{os.getpid()} {task.index} {task.first.file}:{task.first.line}\n")
@@ -59,7 +59,7 @@ def watched(run):
             threading.Thread(target=run_out_of_memory, args=MEMORY.split(), daemon=True).start()
         if os.environ.get("SURVIVAL_BUG"):
             raise ZeroDivisionError("division by zero")
-        return run(self, task)
+        return run(self, task, *more)
 
     return begin
 
