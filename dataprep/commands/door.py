@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
             fail(str(error), error.code)
         except OSError as error:
             if error.errno in NO_SPACE:
+                _give_stdout_up()
                 fail(f"no space left: {error}", Exit.NO_SPACE)
             fail(_said(error), Exit.USAGE)
         except ValueError as error:
@@ -48,6 +50,12 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(int(code or 0))
 
     return run
+
+
+def _give_stdout_up() -> None:
+    """Send what could not be printed nowhere: Python would try it again on its way out, and end with 120."""
+    with suppress(OSError, ValueError):  # it may be no file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _said(error: OSError) -> str:

@@ -89,7 +89,7 @@ MISTAKES = [
     (["to-h5", "--phase", 2], "no tokenizer: give --tokenizer FOLDER_OR_HUB_ID"),
     (["to-h5", "--phase", 2, "--tokenizer", "./no"], "--tokenizer ./no: no such folder"),
     (["to-h5", "--phase", 2, "--set", "max_seq_lenght=9"], "max_seq_lenght: unknown key, did you mean max_seq_length?"),
-    (["to-h5", "--phase", 2, "--output", "a-file"], "File exists: 'a-file'"),
+    (["to-h5", "--phase", 2, "--output", "a-file"], "a-file: File exists"),
     (["to-h5", "--phase", 2, "--set", "max_seq_length=50"], "max_seq_length 50: the prompt and 576 image slots take"),
     (["to-h5", "--phase", 2, "--input", "a.jsonl", "--input", "./a.jsonl"], "--input names a file twice: a.jsonl"),
     (["to-h5", "--phase", 2, "--input", "empty.jsonl"], "no records in empty.jsonl"),
