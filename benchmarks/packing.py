@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks.lengths import phase1_lengths, phase2_lengths
+from dataprep.report.efficiency import first_fit
 from trainer.packing import SampleOrder, computed_tokens, deal
 
 #: The least useful/computed that the project promises, by (phase, ranks).
@@ -61,17 +62,6 @@ def deal_an_epoch(
     return Result(useful / computed, 1000 * seconds / len(steps), micro_steps / len(steps))
 
 
-def first_fit(lengths: NDArray[np.int32], bin_tokens: int) -> float:
-    """Return useful/computed of first-fit bins: each sample goes to the first bin with room for it."""
-    room = np.full(len(lengths), bin_tokens)
-    num_bins = 0
-    for length in lengths.tolist():
-        number = int(np.argmax(room[: num_bins + 1] >= length))
-        room[number] -= length
-        num_bins = max(num_bins, number + 1)
-    return int(lengths.sum()) / (num_bins * bin_tokens)
-
-
 def report(phase: int, lengths: NDArray[np.int32], samples_per_step: int, max_tokens: int, every: int) -> bool:
     """Print one phase's table; return whether every goal was met."""
     print(
@@ -91,7 +81,8 @@ def report(phase: int, lengths: NDArray[np.int32], samples_per_step: int, max_to
         )
     sample = np.random.default_rng(0).permutation(lengths)[:FIRST_FIT_SAMPLES]
     for bin_tokens in BINS:
-        print(f"  first-fit bins of {bin_tokens:<6d}{first_fit(sample, bin_tokens):.5f}   ({len(sample):,} samples)")
+        ratio = int(sample.sum()) / (first_fit(sample, bin_tokens) * bin_tokens)
+        print(f"  first-fit bins of {bin_tokens:<6d}{ratio:.5f}   ({len(sample):,} samples)")
     return met
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataprep.config import CompileConfig
@@ -76,6 +77,8 @@ class Work(Protocol):
     def index(self) -> int: ...  # noqa: D102
     @property
     def first(self) -> Source: ...  # noqa: D102
+    @property
+    def paths(self) -> set[Path]: ...  # noqa: D102
     def lines(self) -> Iterator[tuple[bytes, Source]]: ...  # noqa: D102
 
 

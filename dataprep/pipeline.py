@@ -20,7 +20,7 @@ from dataprep.errors import NO_SPACE, CommandError, Exit
 from dataprep.layouts import find_layout
 from dataprep.locking import only_run
 from dataprep.output import HOLDOUT_NAME, OutputFolder
-from dataprep.plan import InputFile, plan, survey
+from dataprep.plan import InputFile, change_of, plan, survey
 from dataprep.selection import keep_order, needs_selection, order_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
@@ -83,12 +83,17 @@ class Prepared:
     """A run as it is planned: what is to be made, and of what. It depends on the input and the config alone."""
 
     job: Job
+    files: tuple[InputFile, ...]
     layout: RowLayout
     identity: dict[str, Any]
     parts: tuple[Part, ...]
-    num_records: int
     encoder: TextEncoder
     """For this process alone: every other builds its own."""
+
+    @property
+    def num_records(self) -> int:
+        """About how many records there are: blank lines count."""
+        return sum(file.num_lines for file in self.files)
 
     @property
     def work(self) -> list[Assignment]:
@@ -110,30 +115,10 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
         CommandError: folder conflict (4), no space (6).
     """
     with resources(job.output), only_run(job.output / ".lock", job.output):
-        before = [_stamp(path) for path in job.inputs]
-        files = input_files(job.inputs)
-        prepared = prepare(job, files, workers)
+        prepared = prepare(job, input_files(job.inputs), workers)
         started(prepared.num_records)
         compile_missing(prepared, prepared.work, workers, progress)
-        _require_unchanged(prepared, files, before)
         return finish(prepared)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _require_unchanged(prepared: Prepared, files: Sequence[InputFile], before: Sequence[tuple[int, int, int]]) -> None:
-    """Make sure that what was compiled is what was surveyed: records of tasks must not speak for other bytes."""
-    for file, stamp in zip(files, before, strict=True):
-        if _stamp(file.path) != stamp and survey(file.path, file.name).sha256 != file.sha256:
-            for number, task in prepared.work:
-                prepared.parts[number].output.forget(task)
-            raise CommandError(
-                f"{file.path}: changed while it was compiled; delete {prepared.job.output} and run the command again",
-                Exit.CONFLICT,
-            )
 
 
 def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: int | None = None) -> Prepared:
@@ -157,7 +142,7 @@ def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: 
         parts = _chosen_parts(job, files, output, num_duplicates)
     else:
         parts = (Part(output, tuple(plan(files, job.config.task_rows))),)
-    return Prepared(job, layout, identity, parts, sum(file.num_lines for file in files), encoder)
+    return Prepared(job, tuple(files), layout, identity, parts, encoder)
 
 
 def _choose(job: Job, files: Sequence[InputFile], output: OutputFolder, workers: int) -> int:
@@ -194,7 +179,12 @@ def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[s
 
 
 def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress) -> None:
-    """Compile those tasks of `work` that have no whole shards yet."""
+    """Compile those tasks of `work` that have no whole shards yet.
+
+    Raises:
+        CommandError: an input is not as planned, before or after (4); then nothing that was compiled counts as done.
+    """
+    require_inputs(prepared, work)
     pictures = make_verdicts(prepared.job)
     missing, records, refused = [], 0, 0
     for number, task in work:
@@ -211,6 +201,30 @@ def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int
         if record is not None:
             refused += Tally.from_dict(record["tally"]).num_refused
         progress(advanced, refused)
+    try:
+        require_inputs(prepared, missing)
+    except CommandError:
+        for number, task in missing:
+            prepared.parts[number].output.forget(task)
+        raise
+
+
+def require_inputs(prepared: Prepared, work: Iterable[Assignment]) -> None:
+    """Make sure that the inputs which some tasks read are those that were planned.
+
+    Raises:
+        CommandError: one has changed (4).
+    """
+    needed: set[Path] = set()
+    for _, task in work:
+        needed |= task.paths
+    for file in prepared.files:
+        if file.path in needed and (finding := change_of(file)):
+            raise CommandError(
+                f"{file.path}: changed since the run was planned: {finding}; name another --output, or delete"
+                f" {prepared.job.output}",
+                Exit.CONFLICT,
+            )
 
 
 def finish(prepared: Prepared) -> Tally:

@@ -7,6 +7,7 @@ did what. Files are cut by lines: one jsonl keeps all cores busy, many small one
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dataprep.conversation import BYTE_ORDER_MARK, placed_lines, read_lines
+from dataprep.errors import CommandError, Exit
 from dataprep.shards.layout import Source
 
 BLOCK_BYTES = 8 << 20
@@ -25,6 +27,9 @@ MIN_RECORDS = 500
 #: A shard names its input files in one HDF5 attribute of at most 64 KB.
 MAX_FILES = 1000
 
+#: What file systems, mounts and copying programs keep of a time of change: from nanoseconds to whole seconds.
+PRECISIONS = (10**9, 10**6, 10**3, 100)
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
@@ -34,6 +39,8 @@ class InputFile:
     name: str
     """As shards, refusals and the manifest call it."""
     num_bytes: int
+    mtime_ns: int
+    """Time of the last change, nanoseconds."""
     sha256: str
     num_lines: int
     line_starts: tuple[int, ...]
@@ -71,13 +78,23 @@ class Task:
             yield from segment.lines()
 
     @property
+    def paths(self) -> set[Path]:
+        """The files that are read."""
+        return {segment.path for segment in self.segments}
+
+    @property
     def first(self) -> Source:
         """Where the first line stands."""
         return Source(self.segments[0].name, self.segments[0].first_line, "")
 
 
 def survey(path: Path, name: str) -> InputFile:
-    """Read a file once: its hash, its lines, and where they are."""
+    """Read a file once: its hash, its lines, and where they are.
+
+    Raises:
+        CommandError: it changed meanwhile (4).
+    """
+    before = os.stat(path)
     digest = hashlib.sha256()
     starts, lines, position, last = [0], 0, 0, b"\n"
     for block in _blocks(path):
@@ -87,7 +104,35 @@ def survey(path: Path, name: str) -> InputFile:
         starts += (wanted + position + 1).tolist()
         lines, position, last = lines + len(ends), position + len(block), block[-1:]
     lines += last != b"\n"
-    return InputFile(path, name, position, digest.hexdigest(), lines, tuple(starts))
+    after = os.stat(path)
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or position != after.st_size:
+        raise CommandError(f"{path}: changed while it was read; run the same command again", Exit.CONFLICT)
+    return InputFile(path, name, position, after.st_mtime_ns, digest.hexdigest(), lines, tuple(starts))
+
+
+def change_of(file: InputFile) -> str | None:
+    """Return how an input differs from what was surveyed, None where it does not.
+
+    Size and time of change tell; where the time differs, as it does in a copy on another machine, the content does.
+    """
+    status = os.stat(file.path)
+    if status.st_size != file.num_bytes:
+        return f"{status.st_size} bytes, {file.num_bytes} were planned"
+    if not same_time(file.mtime_ns, status.st_mtime_ns) and (found := sha256_of(file.path)) != file.sha256:
+        return f"sha256 {found}, {file.sha256} was planned"
+    return None
+
+
+def same_time(planned: int, found: int) -> bool:
+    """Return whether two times of change, in nanoseconds, are one, as far as both places keep such a time."""
+    precision = next((unit for unit in PRECISIONS if planned % unit == 0 or found % unit == 0), 1)
+    return planned // precision == found // precision
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import multiprocessing
 import shutil
@@ -112,8 +111,6 @@ class _NothingWritten(Exception):
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
     """Give a folder for temporary files beside the output; what a killed run has left goes first."""
-    for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-        left.unlink(missing_ok=True)
     folder = output.with_name(f".{output.name}.scratch")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

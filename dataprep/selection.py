@@ -54,6 +54,11 @@ class PickTask:
             yield os.pread(_open_file(path).descriptor, length, start), Source(name, number, "")
 
     @property
+    def paths(self) -> set[Path]:
+        """The files that may be read: picked records come from anywhere."""
+        return {path for path, _ in self.inputs}
+
+    @property
     def first(self) -> Source:
         """Where the first record stands."""
         pick = np.load(self.order, mmap_mode="r")[self.start]

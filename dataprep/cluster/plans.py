@@ -6,9 +6,7 @@ orders (`dataprep/selection.py`) lie in the folders. The tasks follow from it an
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -16,8 +14,8 @@ import msgspec
 from configs import VERSION
 from dataprep.errors import CommandError, Exit
 from dataprep.output import HOLDOUT_NAME
-from dataprep.pipeline import Assignment, Job, Prepared, input_files, input_names, prepare
-from dataprep.plan import InputFile, Task
+from dataprep.pipeline import Job, Prepared, input_files, input_names, prepare
+from dataprep.plan import InputFile, sha256_of
 from dataprep.selection import ORDER_NAME, needs_selection
 from dataprep.shards.writer import publish
 from dataprep.workers import worker_map
@@ -26,9 +24,6 @@ PLAN_NAME = "plan.json"
 
 #: Below this, surveying takes less time than starting processes for it. In bytes.
 WORTH_PROCESSES = 1 << 30
-
-#: What file systems, mounts and copying programs keep of a time of change: from nanoseconds to whole seconds.
-PRECISIONS = (10**9, 10**6, 10**3, 100)
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
@@ -43,7 +38,12 @@ class PlannedFile(msgspec.Struct, frozen=True):
 
     def at(self, path: Path) -> InputFile:
         """Return the survey of the file, which lies at `path` here."""
-        return InputFile(path, self.name, self.num_bytes, self.sha256, self.num_lines, self.line_starts)
+        return InputFile(path, **msgspec.structs.asdict(self))
+
+    @classmethod
+    def of(cls, file: InputFile) -> PlannedFile:
+        """Return what the plan says of a surveyed file."""
+        return cls(**{name: getattr(file, name) for name in cls.__struct_fields__})
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -90,20 +90,18 @@ def make_plan(job: Job, workers: int) -> Plan:
     Raises:
         CommandError: an input changed meanwhile, the folder holds another run's shards (4).
     """
-    before = [os.stat(path) for path in job.inputs]
-    large = len(before) > 1 and sum(status.st_size for status in before) > WORTH_PROCESSES
-    with worker_map(min(workers, len(before)) if large else 1) as mapper:
+    large = len(job.inputs) > 1 and sum(os.stat(path).st_size for path in job.inputs) > WORTH_PROCESSES
+    with worker_map(min(workers, len(job.inputs)) if large else 1) as mapper:
         files = input_files(job.inputs, mapper)
     prepared = prepare(job, files, workers)
-    planned = []
-    for file, status in zip(files, before, strict=True):
-        if (file.num_bytes, _mtime(file.path)) != (status.st_size, status.st_mtime_ns):
-            raise CommandError(f"{file.path}: changed while it was read; run the same command again", Exit.CONFLICT)
-        survey = (file.sha256, file.num_lines, file.line_starts)
-        planned.append(PlannedFile(file.name, file.num_bytes, status.st_mtime_ns, *survey))
     chosen = needs_selection(job.config)
-    orders = {str(path.relative_to(job.output)): _sha256(path) for path in _orders(job)}
-    plan = Plan(VERSION, tuple(planned), prepared.parts[0].deduplicated if chosen else None, orders)
+    orders = {str(path.relative_to(job.output)): sha256_of(path) for path in _orders(job)}
+    plan = Plan(
+        VERSION,
+        tuple(PlannedFile.of(file) for file in files),
+        prepared.parts[0].deduplicated if chosen else None,
+        orders,
+    )
     publish(job.output / ".tasks" / PLAN_NAME, msgspec.json.encode(plan))
     return plan
 
@@ -115,7 +113,7 @@ def follow(plan: Plan, job: Job) -> Prepared:
         CommandError: the folder was planned for another config, tokenizer or image root; an order is damaged (4).
     """
     for path in _orders(job):
-        if not path.is_file() or _sha256(path) != plan.orders.get(str(path.relative_to(job.output))):
+        if not path.is_file() or sha256_of(path) != plan.orders.get(str(path.relative_to(job.output))):
             raise CommandError(
                 f"{path}: not as planned; delete {job.output / '.tasks' / PLAN_NAME} and start all shares again",
                 Exit.CONFLICT,
@@ -124,54 +122,8 @@ def follow(plan: Plan, job: Job) -> Prepared:
     return prepare(job, files, 1, plan.num_duplicates)
 
 
-def require_inputs(plan: Plan, job: Job, work: Iterable[Assignment]) -> None:
-    """Make sure that the inputs which some tasks read are those that were planned.
-
-    Size and time of change tell; where the time differs, as it does in a copy on another machine, the content does.
-
-    Raises:
-        CommandError: one has changed (4).
-    """
-    needed: set[Path] = set()
-    for _, task in work:
-        if not isinstance(task, Task):  # picked records come from anywhere
-            needed.update(job.inputs)
-            break
-        needed.update(segment.path for segment in task.segments)
-    for file, path in zip(plan.files, job.inputs, strict=True):
-        if path in needed and (finding := _difference(file, path)):
-            raise CommandError(
-                f"{path}: changed since the run was planned: {finding}; name another --output, or delete {job.output}",
-                Exit.CONFLICT,
-            )
-
-
-def _difference(file: PlannedFile, path: Path) -> str | None:
-    status = os.stat(path)
-    if status.st_size != file.num_bytes:
-        return f"{status.st_size} bytes, {file.num_bytes} were planned"
-    if not same_time(file.mtime_ns, status.st_mtime_ns) and (sha256 := _sha256(path)) != file.sha256:
-        return f"sha256 {sha256}, {file.sha256} was planned"
-    return None
-
-
-def same_time(planned: int, found: int) -> bool:
-    """Return whether two times of change, in nanoseconds, are one, as far as both places keep such a time."""
-    precision = next((unit for unit in PRECISIONS if planned % unit == 0 or found % unit == 0), 1)
-    return planned // precision == found // precision
-
-
 def _orders(job: Job) -> list[Path]:
     if not needs_selection(job.config):
         return []
     folders = [job.output, *([job.output / HOLDOUT_NAME] if job.config.holdout > 0 else [])]
     return [folder / ".tasks" / ORDER_NAME for folder in folders]
-
-
-def _mtime(path: Path) -> int:
-    return os.stat(path).st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataprep.cluster.plans import PLAN_NAME, Plan, follow, make_plan, read_plan, require_inputs
+from dataprep.cluster.plans import PLAN_NAME, Plan, follow, make_plan, read_plan
 from dataprep.compiler import Tally
 from dataprep.errors import CommandError, Exit
 from dataprep.locking import only_run, only_share
@@ -78,11 +78,9 @@ def run_share(
         plan = _plan_once(job, workers, notice)
         prepared = follow(plan, job)
         work = share.of(prepared.work)
-        require_inputs(plan, job, work)
         _remove_unfinished(prepared, work)
         started(round(prepared.num_records * len(work) / max(len(prepared.work), 1)))
         compile_missing(prepared, work, workers, progress)
-        require_inputs(plan, job, work)
         return _end(prepared, share, work, notice)
 
 

@@ -78,11 +78,11 @@ def other_ways(lengths: np.ndarray, slots: int) -> list[tuple[str, float]]:
     return [
         ("rows padded to their full width", useful / (len(drawn) * slots)),
         (f"batches of {LLAVA_BATCH} padded to their longest row", useful / padded),
-        *((f"first-fit bins of {size:,} tokens", useful / (_first_fit(drawn, size) * size)) for size in bins),
+        *((f"first-fit bins of {size:,} tokens", useful / (first_fit(drawn, size) * size)) for size in bins),
     ]
 
 
-def _first_fit(lengths: np.ndarray, size: int) -> int:
+def first_fit(lengths: np.ndarray, size: int) -> int:
     """Return how many bins are opened if each sample goes to the first with room for it."""
     room = np.full(len(lengths), size)
     num_bins = 0

@@ -68,7 +68,7 @@ def test_an_input_that_changes_under_the_run_is_refused_and_nothing_counts_as_do
     def started(_):
         path.write_bytes(before.replace(b"red", b"tan"))
 
-    with pytest.raises(CommandError, match="a.jsonl: changed while it was compiled") as caught:
+    with pytest.raises(CommandError, match="a.jsonl: changed since the run was planned") as caught:
         run_job(job, 1, quiet, started)
     assert caught.value.code == Exit.CONFLICT and not (job.output / "manifest.json").exists()
     path.write_bytes(before)
