@@ -142,14 +142,12 @@ class _Steps:
 
     def all(self) -> Iterator[tuple[str, Callable[[], object]]]:
         from dataprep.conversation import parse, read_lines, validate
-        from dataprep.encoding import encode_batch
         from dataprep.plan import survey
         from dataprep.rows import lay_out
         from dataprep.shards.layout import Source
         from dataprep.shards.writer import ShardWriter
-        from dataprep.templates import Kind
 
-        compiler, encoder, layout = self.compiler, self.compiler.encoder, self.compiler.layout
+        compiler, layout = self.compiler, self.compiler.layout
         yield "survey: sha256 and line starts", lambda: survey(self.path, "x")
         lines = list(read_lines(self.path))
         conversations, spans, samples = [], [], []
@@ -157,18 +155,23 @@ class _Steps:
         yield "validate", lambda: [validate(conversation) for conversation in conversations]
         yield "picture exists", lambda: [compiler.verdicts.require(c.image) for c in conversations if c.image]
         yield "template", lambda: spans.extend(compiler.render(c) for c in conversations)
-        texts = [span.text for record in spans for span in record if span.kind is Kind.TEXT]
-        yield "tokenise, every word new at first", lambda: encoder.encode_batch(texts)
-        yield (
-            "tokenise again, and join ids and masks",
-            lambda: samples.extend(encode_batch(spans, encoder, layout.num_patches)),
-        )
+        yield "tokenise and make masks, every word new at first", lambda: samples.extend(self._encoded(spans))
+        yield "the same again, no word new", lambda: list(self._encoded(spans))
         source = Source("x", 1, "id")
         yield "lay out rows", lambda: [lay_out(s, layout, "pics/1.jpg", source).length for s in samples]
         rows = [lay_out(sample, layout, "pics/1.jpg", source) for sample in samples[:500]]
         writer = ShardWriter(layout)
         yield "deflate (isal, level 1) and content hash", lambda: [writer.write(row) for row in _cycled(rows, samples)]
         yield "HDF5 file in memory, its sha256", writer.finish
+
+    def _encoded(self, spans: list) -> Iterator:
+        from dataprep.compiler import BLOCK
+        from dataprep.encoding import encode_batch
+
+        for begin in range(0, len(spans), BLOCK):
+            yield from encode_batch(
+                spans[begin : begin + BLOCK], self.compiler.encoder, self.compiler.layout.num_patches
+            )
 
 
 def _cycled(rows: list, samples: list) -> Iterator:

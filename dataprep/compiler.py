@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -22,8 +21,8 @@ from dataprep.templates import Span
 from dataprep.verdicts import ImageVerdicts
 from dataprep.workers import rare_collections
 
-#: Records tokenised in one call.
-BLOCK = 256
+#: Records tokenised in one call, and bytes of them: a line may have 16 MB.
+BLOCK, BLOCK_BYTES = 256, 4 << 20
 
 
 @dataclass
@@ -133,8 +132,7 @@ class Compiler:
 
     def _run(self, task: Work, result: Result, keep: Callable[[ShardImage], None]) -> None:
         writer = ShardWriter(self.layout, self.config.dtype)
-        lines = task.lines()
-        while block := list(islice(lines, BLOCK)):
+        for block in _blocks(task.lines()):
             for row in self._rows(block, result):
                 self.verdicts.embed(row.img_path, writer)
                 writer.write(row)
@@ -200,6 +198,18 @@ class Compiler:
 
     def _encode(self, conversation: Conversation) -> Sample:
         return encode(self.render(conversation), self.encoder, self.layout.num_patches)
+
+
+def _blocks(lines: Iterable[tuple[bytes, Source]]) -> Iterator[list[tuple[bytes, Source]]]:
+    block, size = [], 0
+    for line, source in lines:
+        block.append((line, source))
+        size += len(line)
+        if len(block) == BLOCK or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _refuse(result: Result, source: Source, refusal: Refusal, **more: str | None) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 from tokenizers import Tokenizer
 
 from dataprep.shards.fingerprint import (
@@ -28,14 +28,14 @@ from dataprep.shards.fingerprint import (
 )
 from dataprep.templates import Kind, Span
 from dataprep.tokenizer_kinds import TokenizerError, control_ids, dialect_of, readable, refuse_unsafe, text_only
-from dataprep.word_cache import word_cache
+from dataprep.word_cache import TEXT, word_cache
 
 #: The `bos_id` of a tokenizer that has none (Qwen).
 NO_ID = -1
 
-#: Texts that the word cache encodes and the tokenizer too: the first of each process, and then one in so many.
-COMPARE_FIRST = 256
-COMPARE_EVERY = 512
+#: Spans that the word cache encodes and the tokenizer too: the first of each process, and then one in so many.
+COMPARE_FIRST = 512
+COMPARE_EVERY = 2048
 
 #: Characters that no vocabulary has: they must become bytes.
 RARE = "\U0010fffd\x01"
@@ -46,13 +46,10 @@ MAX_FIXED = 10_000
 #: Environment variable that turns the word cache off.
 CACHE_SWITCH = "LLAVA_PREP_WORD_CACHE"
 
-_TRUE, _FALSE = b"\1", b"\0"
-
 __all__ = ["NO_ID", "Sample", "TextEncoder", "TokenizerError", "encode", "encode_batch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One conversation in tokens, the image slots included. T tokens."""
 
     ids: Int32[np.ndarray, " T"]
@@ -68,14 +65,10 @@ class Sample:
 
 
 class Fixed(NamedTuple):
-    """What a span becomes that holds no words of a record."""
+    """What stands for a span that holds no words of a record."""
 
-    ids: bytes
-    """int32."""
-    trained: bytes
-    """A byte a token."""
-    count: int
-    is_image: bool
+    piece: bytes
+    """Its ids, or the word cache's mark for them."""
     span: Span
     """Kept, so that its identity stays its own."""
 
@@ -107,8 +100,8 @@ class TextEncoder:
         self.eos_id = self._special(config, "eos_token")
         self.pad_id = self._pad(config)
         self._control_names = {index: token for token, index in self.control_ids.items()}
-        self._fixed: dict[tuple[int, int], Fixed] = {}
-        self._num_texts = 0
+        self._fixed: dict[int, dict[int, Fixed]] = {}
+        self._num_compared = 0
         self._cache = None if os.environ.get(CACHE_SWITCH) == "off" else word_cache(self._tokenizer, files)
         self._refuse_found_controls()
 
@@ -116,42 +109,64 @@ class TextEncoder:
         """Return the ids of `text`, without any control id and without a dummy prefix."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: list[str]) -> list[bytes]:
-        """Return the ids of each text as bytes (int32, the machine's order); the same as `encode`, faster.
+    def encode_spans(
+        self, spans: Sequence[Span], num_patches: int
+    ) -> tuple[Int32[np.ndarray, " T"], Int64[np.ndarray, " S"]]:
+        """Return the ids of all spans, one after the other, and the number of each one's.
 
         Raises:
             TokenizerError: the word cache and the tokenizer differ on a text of the sample that is compared.
         """
         if self._cache is None:
-            return [_bytes(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        encoded = [self._cache.encode(text) for text in texts]
-        self._compare(texts, encoded)
-        return encoded
+            return self._encode_plainly(spans, num_patches)
+        # Templates give the same objects again and again; their identity is quicker to look up than what they say.
+        fixed, text = self._fixed.setdefault(num_patches, {}), Kind.TEXT
+        pieces = [
+            TEXT + span[1].encode()
+            if span[0] is text
+            else (fixed.get(id(span)) or self._fix(span, num_patches, fixed))[0]
+            for span in spans
+        ]
+        ids, counts = self._cache.encode(pieces)
+        self._compare(spans, ids, counts)
+        return ids, counts
 
-    def _compare(self, texts: list[str], encoded: list[bytes]) -> None:
-        """Encode a sample of what the cache encodes once more: the first texts of a process, then one in many."""
-        count = max(0, COMPARE_FIRST - self._num_texts)
-        sample = [*range(min(count, len(texts))), *range(count, len(texts), COMPARE_EVERY)]
-        self._num_texts += len(texts)
-        for index in sample:
-            if _bytes(self.encode(texts[index])) != encoded[index]:
+    def _encode_plainly(self, spans: Sequence[Span], num_patches: int) -> tuple[np.ndarray, np.ndarray]:
+        texts = [span.text for span in spans if span.kind is Kind.TEXT]
+        encoded = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        fixed = self._fixed.setdefault(num_patches, {})
+        pieces = [
+            _bytes(next(encoded).ids)
+            if span.kind is Kind.TEXT
+            else (fixed.get(id(span)) or self._fix(span, num_patches, fixed)).piece
+            for span in spans
+        ]
+        counts = np.array([len(piece) >> 2 for piece in pieces], np.int64)
+        return np.frombuffer(b"".join(pieces), np.int32), counts
+
+    def _compare(self, spans: Sequence[Span], ids: np.ndarray, counts: np.ndarray) -> None:
+        """Encode some texts once more: all of the first spans of a process, then the first text after one in many."""
+        count = min(COMPARE_FIRST - self._num_compared, len(spans))
+        self._num_compared += count
+        first = [index for index in range(count) if spans[index].kind is Kind.TEXT]
+        later = [_next_text(spans, index) for index in range(count, len(spans), COMPARE_EVERY)]
+        for index in (*first, *later):
+            if index is None:  # no text behind the last place
+                return
+            text, begin = spans[index].text, int(counts[:index].sum())
+            if self.encode(text) != ids[begin : begin + int(counts[index])].tolist():
                 raise TokenizerError(
-                    f"{self.folder}: the word cache and the tokenizer differ on {texts[index][:200]!r}; please report"
+                    f"{self.folder}: the word cache and the tokenizer differ on {text[:200]!r}; please report"
                     " this text and the tokenizer, and compile with LLAVA_PREP_WORD_CACHE=off"
                 )
 
-    def fixed(self, span: Span, num_patches: int) -> Fixed:
-        """Return what a span becomes that holds no words of a record: wording, a control token, the picture's slots."""
-        # Templates give the same object again and again, and its identity is quicker to look up than what it says.
-        known = self._fixed.get((id(span), num_patches))
-        if known is None:
-            if len(self._fixed) > MAX_FIXED:
-                self._fixed.clear()
-            piece = self._encode_fixed(span, num_patches)
-            count = len(piece) >> 2
-            mask = (_TRUE if span.trained else _FALSE) * count
-            known = self._fixed[id(span), num_patches] = Fixed(piece, mask, count, span.kind is Kind.IMAGE, span)
-        return known
+    def _fix(self, span: Span, num_patches: int, fixed: dict[int, Fixed]) -> Fixed:
+        """Make and keep what stands for a span without words of a record."""
+        if len(fixed) > MAX_FIXED:
+            fixed.clear()
+        ids = self._encode_fixed(span, num_patches)
+        made = fixed[id(span)] = Fixed(ids if self._cache is None else self._cache.mark(ids), span)
+        return made
 
     def _encode_fixed(self, span: Span, num_patches: int) -> bytes:
         if span.kind is Kind.IMAGE:  # its slots hold the pad id, as in the Model Zoo's rows
@@ -199,6 +214,10 @@ class TextEncoder:
         return self.eos_id
 
 
+def _next_text(spans: Sequence[Span], index: int) -> int | None:
+    return next((place for place in range(index, len(spans)) if spans[place].kind is Kind.TEXT), None)
+
+
 def encode(spans: Sequence[Span], encoder: TextEncoder, num_patches: int) -> Sample:
     """Turn the spans of one conversation into a sample; image slots hold the pad id, as the Model Zoo's rows do."""
     return encode_batch([spans], encoder, num_patches)[0]
@@ -206,43 +225,22 @@ def encode(spans: Sequence[Span], encoder: TextEncoder, num_patches: int) -> Sam
 
 def encode_batch(samples: Sequence[Sequence[Span]], encoder: TextEncoder, num_patches: int) -> list[Sample]:
     """Turn many conversations' spans into samples, tokenising all their texts in one call."""
-    texts = [span.text for spans in samples for span in spans if span.kind is Kind.TEXT]
-    encoded = iter(encoder.encode_batch(texts))
-    return [_join(spans, encoded, encoder, num_patches) for spans in samples]
-
-
-def _join(spans: Sequence[Span], encoded: Iterator[bytes], encoder: TextEncoder, num_patches: int) -> Sample:
-    pieces: list[bytes] = []
-    trained: list[bytes] = []
-    hidden: list[tuple[int, int]] = []
-    size, image_start = 0, -1
-    for span in spans:
-        if span[0] is Kind.TEXT:
-            piece = next(encoded)
-            count = len(piece) >> 2
-            mask = (_TRUE if span[2] else _FALSE) * count
-        else:
-            piece, mask, count, is_image, _ = encoder.fixed(span, num_patches)
-            if is_image:
-                image_start = size
-        pieces.append(piece)
-        trained.append(mask)
-        if not span[3]:
-            hidden.append((size, size + count))
-        size += count
-    return Sample(
-        ids=np.frombuffer(b"".join(pieces), np.int32),
-        trained=np.frombuffer(b"".join(trained), bool),
-        attended=_attended(size, hidden),
-        image_start=image_start,
-    )
-
-
-def _attended(size: int, hidden: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " T"]:
-    attended = np.ones(size, bool)
-    for start, stop in hidden:
-        attended[start:stop] = False
-    return attended
+    if not samples:
+        return []
+    spans = list(chain.from_iterable(samples))
+    ids, counts = encoder.encode_spans(spans, num_patches)
+    ends = np.cumsum(counts)
+    trained = np.repeat([span[2] for span in spans], counts)
+    attended = np.repeat([span[3] for span in spans], counts)
+    stops = np.cumsum([len(some) for some in samples])
+    pictures = [index for index, span in enumerate(spans) if span[0] is Kind.IMAGE]
+    slots = np.full(len(samples), -1)
+    slots[np.searchsorted(stops, pictures, "right")] = (ends - counts)[pictures]
+    begin, made = 0, []
+    for end, slot in zip(ends[stops - 1].tolist(), slots.tolist(), strict=True):
+        made.append(Sample(ids[begin:end], trained[begin:end], attended[begin:end], slot - begin if slot >= 0 else -1))
+        begin = end
+    return made
 
 
 def _bytes(ids: Sequence[int]) -> bytes:

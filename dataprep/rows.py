@@ -7,7 +7,6 @@ a position predict another sample's token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -114,7 +113,7 @@ def _truncate(sample: Sample, limit: Limit, record_id: str) -> Sample:
     if not sample.trained[:keep].any():
         detail = f"the answer begins at token {int(sample.trained.argmax())}, a row holds {limit.max_tokens}"
         raise Refusal("no_room_for_an_answer", detail, record_id)
-    return replace(sample, ids=sample.ids[:keep], trained=sample.trained[:keep], attended=sample.attended[:keep])
+    return sample._replace(ids=sample.ids[:keep], trained=sample.trained[:keep], attended=sample.attended[:keep])
 
 
 def _split(conversation: Conversation, limit: Limit, make: Callable[[Conversation], Sample]) -> list[Sample]:

@@ -1,32 +1,42 @@
-"""The ids of a text, word by word from memory: what makes compiling several times faster than the tokenizer alone.
+"""The ids of texts, word by word from memory: what makes compiling several times faster than the tokenizer alone.
 
 In a Llama-type vocabulary no piece has a blank behind another character, so nothing is ever merged across the place
 before a blank that follows a non-blank, and the ids of a text are those of its words one after the other. The same
 holds at both sides of a character that stands in no longer piece, as the newline does. Both are properties of the
 vocabulary that are looked up when a tokenizer is loaded, never assumed; where one fails, there is no cache.
 
-Ids are kept as bytes (int32): joining bytes is an order of magnitude cheaper than joining lists of numbers.
+What a template writes between the words of a record goes through the same look-up, as marks: byte sequences that no
+UTF-8 text holds.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from dataprep.word_table import PADDING, WordTable
+
 BLANK = "▁"
 
-#: Words kept, a table. 200,000 of them take about 40 MB.
-MAX_WORDS = 200_000
+#: A mark is this byte, which UTF-8 never has, and three that carry 6 bits each.
+MARK_BYTE = 0xFF
+MARK_SIZE = 4
 
-#: A longer run of non-blanks (base64, a table without blanks) hardly comes twice.
-MAX_CHARS = 64
+#: What opens a text: a mark without ids.
+TEXT = b"\xff\x80\x80\x80"
 
-_WORD = re.compile(" *[^ ]+| +")
+#: Words that the tokenizer is given in one text, a line each: fewer calls, and no text so long that merging slows.
+_LINES = 50
+
+
+#: Words that are looked up in one go: more than a block has, and few enough that a line of 16 MB takes no gigabyte.
+_WORDS = 1 << 16
 
 
 class WordCache:
@@ -35,54 +45,81 @@ class WordCache:
     Build it with `word_cache`, which knows what it may be used for.
     """
 
-    def __init__(self, model: BPE, cut_at_newlines: bool) -> None:
-        self._words = _Words(model, "")
-        self._later_words = _Words(model, BLANK)
-        self._later_words[""] = b""
-        self._later_word = self._later_words.__getitem__
-        self._newline = self._words["\n"] if cut_at_newlines else None
+    def __init__(self, tokenizer: Tokenizer, cut_at_newlines: bool) -> None:
+        self._tokenizer = tokenizer
+        self._cut_at_newlines = cut_at_newlines
+        newline = self._ids("\n")
+        self._newline = newline[0] if cut_at_newlines and len(newline) == 1 else None
+        self._marks: dict[bytes, list[int]] = {}
+        self._mark_of: dict[bytes, bytes] = {}
+        self.mark(b"")  # TEXT
+        self.table = WordTable(self._encode_words)
 
-    def encode(self, text: str) -> bytes:
-        """Return the ids of `text`, int32 in the machine's byte order, without control ids and dummy prefix."""
-        if BLANK in text:  # the tokenizer cannot tell it from a blank
-            text = text.replace(BLANK, " ")
-        if "\n" not in text or self._newline is None:
-            return self._line(text)
-        return self._newline.join([self._line(line) for line in text.split("\n")])
+    def mark(self, ids: bytes) -> bytes:
+        """Return the mark that stands for some ids (int32, the machine's byte order)."""
+        mark = self._mark_of.get(ids)
+        if mark is None:
+            number = len(self._marks)
+            digits = [0x80 | (number >> shift & 63) for shift in (12, 6, 0)]
+            if number >> 18:
+                raise AssertionError(f"{number} different pieces of template wording")
+            mark = self._mark_of[ids] = bytes((MARK_BYTE, *digits))
+            self._marks[mark] = np.frombuffer(ids, np.int32).tolist()
+        return mark
 
-    def _line(self, line: str) -> bytes:
-        if "  " in line or line.endswith(" "):
-            # A run of blanks belongs to the word behind it.
-            return b"".join([self._words[word] for word in _WORD.findall(line)])
-        words = line.split(" ")
-        if words[0]:
-            return self._words[words[0]] + b"".join(map(self._later_word, words[1:]))
-        # The line opens with a blank, as nearly all do; its empty first word has no ids, and no other is empty.
-        return b"".join(map(self._later_word, words))
+    def encode(self, pieces: Sequence[bytes]) -> tuple[Int32[np.ndarray, " T"], Int64[np.ndarray, " P"]]:
+        """Return the ids of all pieces, one after the other, and the number of each one's.
 
+        Args:
+            pieces: each is a mark, or `TEXT` and a text in UTF-8 behind it.
+        """
+        if self.table.is_full:
+            self.table.clear()
+        raw = b"".join(pieces).replace(BLANK.encode(), b" ") + PADDING  # the tokenizer cannot tell the two apart
+        starts, marks = self._cut(np.frombuffer(raw, np.uint8, len(raw) - len(PADDING)))
+        lengths = np.diff(starts, append=len(raw) - len(PADDING))
+        ids, begins, total = [], [], 0
+        for first in range(0, len(starts), _WORDS):
+            part = slice(first, first + _WORDS)
+            some, places = self.table.ids(self.table.find(raw, starts[part], lengths[part]))
+            ids.append(some)
+            begins.append(places + total)
+            total += len(some)
+        return np.concatenate(ids), np.diff(np.concatenate(begins)[marks], append=total)
 
-class _Words(dict[str, bytes]):
-    """Word to ids; a word that is not there is encoded. `opening` stands before each."""
+    def _cut(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the words and marks begin, and which of them are marks."""
+        begins = np.zeros(len(text) + MARK_SIZE, bool)
+        blank = text == ord(" ")
+        # A run of blanks belongs to the word behind it.
+        np.greater(blank[1:], blank[:-1], out=begins[1 : len(text)])
+        if self._cut_at_newlines:
+            newlines = np.flatnonzero(text == ord("\n"))
+            begins[newlines] = begins[newlines + 1] = True
+        marks = np.flatnonzero(text == MARK_BYTE)
+        begins[marks] = begins[marks + MARK_SIZE] = True
+        starts = np.flatnonzero(begins[: len(text)])
+        return starts, np.searchsorted(starts, marks)
 
-    def __init__(self, model: BPE, opening: str) -> None:
-        super().__init__()
-        self._model = model
-        self._opening = opening
+    def _encode_words(self, words: list[bytes]) -> list[list[int]]:
+        ids = [self._marks.get(word) for word in words]
+        texts = (word.decode() for word, known in zip(words, ids, strict=True) if known is None)
+        encoded = map(self._ids, texts) if self._newline is None else self._encode_lines(texts, self._newline)
+        return [next(encoded) if known is None else known for known in ids]
 
-    def __missing__(self, word: str) -> bytes:
-        tokens = self._model.tokenize(self._opening + word.replace(" ", BLANK))
-        ids = _format(len(tokens)).pack(*[token.id for token in tokens])
-        if len(word) <= MAX_CHARS:
-            if len(self) >= MAX_WORDS:
-                self.clear()
-                self[""] = b""
-            self[word] = ids
-        return ids
+    def _encode_lines(self, texts: Iterator[str], newline: int) -> Iterator[list[int]]:
+        while lines := list(islice(texts, _LINES)):
+            if "\n" in lines:  # it is a word itself, and met once
+                yield from map(self._ids, lines)
+                continue
+            ids, begin = self._ids("\n".join([*lines, ""])), 0
+            for _ in lines:
+                end = ids.index(newline, begin)
+                yield ids[begin:end]
+                begin = end + 1
 
-
-@lru_cache(maxsize=256)
-def _format(count: int) -> struct.Struct:
-    return struct.Struct(f"={count}i")
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def word_cache(tokenizer: Tokenizer, files: dict[str, Any]) -> WordCache | None:
@@ -92,12 +129,12 @@ def word_cache(tokenizer: Tokenizer, files: dict[str, Any]) -> WordCache | None:
         tokenizer: as `TextEncoder` has set it up: nothing but blanks to `▁`, no dummy prefix.
         files: the contents of its `tokenizer.json`.
     """
-    model, vocabulary = tokenizer.model, files["model"]["vocab"]
-    if not isinstance(model, BPE) or not _whole(files["model"]) or files["model"].get("dropout"):
+    vocabulary = files["model"]["vocab"]
+    if not isinstance(tokenizer.model, BPE) or not _whole(files["model"]) or files["model"].get("dropout"):
         return None
     if any(BLANK in piece.lstrip(BLANK) for piece in vocabulary):
         return None
-    return WordCache(model, cut_at_newlines=not any("\n" in piece and len(piece) > 1 for piece in vocabulary))
+    return WordCache(tokenizer, cut_at_newlines=not any("\n" in piece and len(piece) > 1 for piece in vocabulary))
 
 
 def _whole(model: dict[str, Any]) -> bool:

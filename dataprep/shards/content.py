@@ -13,8 +13,8 @@ from jaxtyping import Integer
 
 from dataprep.shards.layout import FEATURES, NO_IMAGE, RowLayout, ShardError, feature
 
-#: As what each feature is hashed. Masks are 0 or 1: a byte each is enough.
-_DTYPES = tuple(np.dtype("u1" if name.endswith("_mask") else "<i4") for name in FEATURES)
+# Ids are hashed as four bytes each; masks are 0 or 1, and one is enough.
+assert [name.endswith("_mask") for name in FEATURES] == [False, True, False, True]
 
 
 class ContentHash:
@@ -28,8 +28,11 @@ class ContentHash:
         """Add one row: `data` in any integer dtype, `path` as it is stored."""
         used = used_slots(path, length, self._hole_length)
         head = b"%d:%s%d,%d,%d;" % (len(path), path, length, num_loss_tokens, used)
-        parts = [part[:used].astype(kind, order="C", copy=False) for part, kind in zip(data, _DTYPES, strict=True)]
-        self._digest.update(b"".join((head, *parts)))
+        self._digest.update(head)
+        data = data[:, :used]
+        for ids, mask in zip(data[::2], data[1::2].astype(np.uint8), strict=True):
+            self._digest.update(np.ascontiguousarray(ids, "<i4"))
+            self._digest.update(mask)
 
     def add_bytes(self, content: bytes) -> None:
         """Add what is no row: a picture's code."""

@@ -92,7 +92,7 @@ def test_dropping_names_the_length():
 
 def holed(size: int) -> Sample:
     """A text-only sample with five hidden slots."""
-    return replace(straight(size, size - 5), attended=(np.arange(size) < 3) | (np.arange(size) > 7))
+    return straight(size, size - 5)._replace(attended=(np.arange(size) < 3) | (np.arange(size) > 7))
 
 
 def test_where_rows_are_widened_the_hole_takes_no_length_away():
