@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,10 +16,13 @@ from typing import BinaryIO
 from dataprep.conversation import encode_line
 from dataprep.datasets import DATASETS
 from dataprep.datasets.base import Dataset, Item, Options, Part, Refused, Written
-from dataprep.errors import CommandError, Exit
+from dataprep.errors import CommandError
 from dataprep.shards.writer import whole_file
 from dataprep.tables import ParquetTable
-from dataprep.workers import begin_worker, lost_worker, stop_workers
+from dataprep.workers import worker_pool
+
+#: What is said when a worker is gone.
+DIED = "a worker process was killed (out of memory?); try fewer --workers"
 
 
 @dataclass
@@ -197,22 +197,14 @@ def _write_parts(
 ) -> Accounting:
     """Write each part in a worker to files of its own, then join the files in the order of the parts."""
     total = Accounting()
-    context = multiprocessing.get_context("spawn")
     with TemporaryDirectory(dir=options.scratch) as folder:
         pieces = [Path(folder, str(index)) for index in range(len(parts))]
-        pool = ProcessPoolExecutor(min(workers, len(parts)), context, begin_worker)
-        try:
+        with worker_pool(min(workers, len(parts)), died=DIED) as pool:
             counts = pool.map(_write_part, [name] * len(parts), parts, [options] * len(parts), pieces)
             for piece, accounting in zip(pieces, counts, strict=True):
                 joined.append(piece)
                 total.add(accounting)
                 progress(accounting.records)
-        except (BrokenProcessPool, OSError) as error:
-            if not lost_worker(pool, error):
-                raise
-            raise CommandError("a worker process was killed (out of memory?); try fewer --workers", Exit.BUG) from None
-        finally:
-            stop_workers(pool)
     return total
 
 

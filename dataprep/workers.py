@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any
 
 from dataprep.errors import CommandError, Exit
 
 #: What a run says when a worker is gone.
 DIED = "a worker process died (killed, or out of memory); what is finished is kept, run the same command again"
+
+#: Seconds between two looks whether all workers live.
+LOOK = 0.5
 
 #: Seconds without any sign of work of any worker.
 STILL_SECONDS = 90
@@ -44,14 +48,36 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if workers <= 1:
         yield map
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
-    try:
+    with worker_pool(workers) as pool:
         yield pool.map
+
+
+@contextmanager
+def worker_pool(
+    workers: int, begin: Callable[..., None] = begin_worker, arguments: tuple[Any, ...] = (), died: str = DIED
+) -> Iterator[ProcessPoolExecutor]:
+    """Give worker processes that end with the block, and all of them as soon as one has ended.
+
+    Args:
+        begin: called in each worker first with `arguments`, which should be small: one that is killed before it has
+            read more than a pipe holds (64 KB) would never be noticed. It calls `begin_worker`.
+        died: what is said when one is gone.
+
+    Raises:
+        CommandError: a worker was killed.
+    """
+    # spawn: a fork would copy the parent's threads' locks and an HDF5 library in an unknown state.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, arguments)
+    over = threading.Event()
+    try:
+        threading.Thread(target=_end_together, args=(pool, over), daemon=True).start()
+        yield pool
     except (BrokenProcessPool, OSError) as error:
         if not lost_worker(pool, error):
             raise
-        raise CommandError(DIED, Exit.BUG) from None
+        raise CommandError(died, Exit.BUG) from None
     finally:
+        over.set()
         stop_workers(pool)
 
 
@@ -102,7 +128,7 @@ class StandstillWatch:
         if now - self._looked < STILL_SECONDS / 20:
             return
         self._looked = now
-        found = {_doing(pid) for pid in list(self._pool._processes or {})}
+        found = {_doing(process.pid) for process in _processes(self._pool)}
         if found != self._last or not all(state == "S" for _, state, _ in found):
             self._last, self._since = found, now
         elif now - self._since > STILL_SECONDS:
@@ -121,8 +147,34 @@ def _doing(pid: int) -> tuple[int, str, str]:
 
 def stop_workers(pool: ProcessPoolExecutor) -> None:
     """End the workers, whatever they are doing."""
-    processes = list((pool._processes or {}).values())  # no public way to them before Python 3.14
+    processes, results = _processes(pool), pool._result_queue
     pool.shutdown(wait=False, cancel_futures=True)
+    _end(processes, results)
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[Any]:
+    return list((pool._processes or {}).values())  # no public way to them before Python 3.14
+
+
+def _end_together(pool: ProcessPoolExecutor, over: threading.Event) -> None:
+    """End all workers as soon as one has ended: the others may wait for a lock that it held, and the pool with them.
+
+    The pool watches its workers too, but not one that began after it last looked, nor any while it reads a result, of
+    which the rest may never come.
+    """
+    results = pool._result_queue
+    while not over.wait(LOOK):
+        processes = _processes(pool)
+        if connection.wait([process.sentinel for process in processes], timeout=0):
+            _end(processes, results)
+            return
+
+
+_ending = threading.Lock()
+
+
+def _end(processes: list[Any], results: Any) -> None:
+    """End worker processes, and what their pool may still read of them."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -130,6 +182,10 @@ def stop_workers(pool: ProcessPoolExecutor) -> None:
         if process.is_alive():
             process.kill()
             process.join()
+    with _ending:
+        # The parent's own end is open too: without this a result cut off in the middle is waited for until all ends.
+        if results is not None and not results._writer.closed:
+            results._writer.close()
 
 
 def _die_with_parent() -> None:

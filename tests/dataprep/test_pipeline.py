@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import pickle
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from dataprep.compiler import Tally
 from dataprep.errors import CommandError, Exit
-from dataprep.pipeline import input_files, make_compiler, run_job
+from dataprep.pipeline import _for_workers, input_files, make_compiler, prepare, run_job
 from dataprep.plan import plan
 from dataprep.preprocess import Accounting
 from dataprep.shards import ShardReader
@@ -219,3 +220,10 @@ def test_a_picture_at_another_place_than_the_layout_says_stops_the_run(workspace
     (task,) = plan(input_files(job.inputs), 10)
     with pytest.raises(AssertionError, match="the layout says"):
         compiler.run(task)
+
+
+def test_a_worker_is_begun_with_less_than_a_pipe_holds_however_many_inputs_there_are(workspace):
+    """Python waits without end for one that is killed before it has read what it is begun with."""
+    job = workspace.job(*(workspace.write(f"{number:04}.jsonl", [workspace.record(number)]) for number in range(600)))
+    prepared = prepare(job, input_files(job.inputs), 2)
+    assert len(pickle.dumps((job, prepared.parts[0].output))) > 1 << 16 > 8 * len(pickle.dumps(_for_workers(prepared)))

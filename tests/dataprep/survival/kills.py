@@ -80,7 +80,7 @@ def _prepare(max_file_bytes: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
     """Wait for a run: exit code, stdout, stderr. Where it hangs, all of it is killed and the test fails."""
     try:
         out, error = process.communicate(timeout=timeout)

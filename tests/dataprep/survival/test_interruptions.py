@@ -142,10 +142,11 @@ def test_interrupted_runs_leave_whole_shards_and_finish_identically(workspace, t
     print(Counter(zip(kinds, runs.ended, strict=True)))
 
 
-def test_a_worker_killed_with_the_lock_of_the_counter_stops_nobody_for_ever(workspace, tmp_path):
-    mixture(workspace, 1200)
+@pytest.mark.parametrize("worker", [1, 2])
+def test_a_worker_killed_with_the_lock_of_the_counter_stops_nobody_for_ever(workspace, tmp_path, worker):
+    mixture(workspace, 600)
     log = tmp_path / "begun.log"
-    code, _, error = finish(start(workspace, words(workspace), log=log, counter="kill"), timeout=60)
+    code, _, error = finish(start(workspace, words(workspace), log=log, counter=worker), timeout=60)
     assert code == Exit.BUG and "a worker process died" in error
     code, _, error = compiled(workspace, words(workspace))
     assert code == 0, error

@@ -115,7 +115,7 @@ def test_no_secret_is_written_or_printed_by_a_run_that_breaks(workspace, tmp_pat
     assert code == Exit.TERMINATED and leaks(workspace.root, out, error) == []
     code, out, error = finish(start(workspace, words(workspace), max_file_bytes=9000))
     assert code == Exit.NO_SPACE and leaks(workspace.root, out, error) == []
-    code, out, error = compiled(workspace, words(workspace), counter="kill", log=log)
+    code, out, error = compiled(workspace, words(workspace), counter=1, log=log)
     assert code == Exit.BUG and leaks(workspace.root, out, error) == []
 
 

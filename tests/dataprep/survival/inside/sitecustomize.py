@@ -8,7 +8,7 @@ SURVIVAL_MEMORY   "SECONDS limit": so long after its first task begins, one work
 SURVIVAL_DISK     "slow": files are written a few kilobytes at a time, so that a kill comes in between
 SURVIVAL_LOCKS    "none": the file system has no flock
 SURVIVAL_BUG      "yes": the compiler has a bug
-SURVIVAL_COUNTER  "kill": the first worker that has the lock of a shared counter dies with it
+SURVIVAL_COUNTER  "1", "2": that worker dies with the lock of a shared counter, which the others need then
 """
 
 import builtins
@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 
-LOG, GATE, MEMORY = (os.environ.get(f"SURVIVAL_{name}", "") for name in ("LOG", "GATE", "MEMORY"))
+LOG, GATE, MEMORY, COUNTER = (os.environ.get(f"SURVIVAL_{name}", "") for name in ("LOG", "GATE", "MEMORY", "COUNTER"))
 
 
 class Finder:
@@ -115,9 +115,14 @@ def no_flock(descriptor, kind):
 def deadly(get_lock):
     def get(self):
         lock = get_lock(self)
-        if multiprocessing.parent_process() is not None and first("counter"):
+        if multiprocessing.parent_process() is None:
+            return lock
+        if multiprocessing.current_process().name == f"SpawnProcess-{COUNTER}":
             lock.acquire()
+            first("counter")
             os.kill(os.getpid(), signal.SIGKILL)
+        while not os.path.exists(f"{LOG}.counter"):
+            time.sleep(0.01)
         return lock
 
     return get
@@ -129,7 +134,7 @@ if os.environ.get("SURVIVAL_DISK") == "slow":
     builtins.open = slow_open
 if os.environ.get("SURVIVAL_LOCKS") == "none":
     fcntl.flock = no_flock
-if os.environ.get("SURVIVAL_COUNTER") == "kill":
+if COUNTER:
     from multiprocessing import sharedctypes
 
     sharedctypes.SynchronizedBase.get_lock = deadly(sharedctypes.SynchronizedBase.get_lock)
