@@ -107,7 +107,7 @@ class TrainConfig(StrictConfig):
     """What the model computes in. Weights, gradient sums and optimizer states are float32 either way."""
 
     attention: str = "auto"
-    """A backend of `trainer.attention`, or `auto`: the fastest that runs on the device."""
+    """A backend of `trainer.attention` (flash, varlen, sdpa, flex), or `auto`: the first of them that can train."""
 
     activation_checkpointing: bool = False
     """Compute the decoder's layers again in the backward pass instead of keeping their activations."""

@@ -75,7 +75,7 @@ def make_plan(config: TrainConfig, device: torch.device) -> Plan:
     _check_image_dir(config, rows)
     order = SampleOrder(rows.lengths, config.seed, config.global_batch_size, config.global_batch_tokens)
     num_steps = config.max_steps or order.num_steps(config.epochs or 1)
-    backend = _choose_attention(config.attention, device)
+    backend = _choose_attention(config.attention, device, getattr(torch, config.dtype))
     return Plan(config, model, rows, order, num_steps, backend, weights_identity(config.model))
 
 
@@ -93,9 +93,9 @@ def _open_rows(config: TrainConfig) -> ShardReader:
     return rows
 
 
-def _choose_attention(name: str, device: torch.device) -> str:
+def _choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
     try:
-        return attention.choose(name, device)
+        return attention.choose(name, device, dtype)
     except ValueError as error:
         raise TrainError(str(error)) from None
 
