@@ -89,3 +89,6 @@ def _length_faults(lengths: NDArray[np.int32], model: LlavaConfig) -> Iterator[s
             f"length: the longest row of the shards has {longest} tokens,"
             f" the model was made for {model.language.max_position_embeddings}"
         )
+    window = model.language.sliding_window
+    if window is not None and longest > window:
+        yield f"length: the longest row of the shards has {longest} tokens, the model's sliding window {window}"

@@ -1,7 +1,7 @@
-"""Starting weights: a CLIP folder and a Llama folder as transformers saves them, and a fresh projector between.
+"""Starting weights: a tower and a decoder as transformers saves them, and a fresh projector between.
 
 ```
-VISION/config.json     CLIPModel or CLIPVisionModel      LANGUAGE/config.json     LlamaForCausalLM
+VISION/config.json     CLIP or SigLIP, whole or tower    LANGUAGE/config.json     Llama, Mistral, Qwen2 or Qwen3
 VISION/*.safetensors                                     LANGUAGE/*.safetensors
 VISION/preprocessor_config.json (mean and deviation)     LANGUAGE/tokenizer.json, tokenizer_config.json
 ```
@@ -12,7 +12,7 @@ from pathlib import Path
 from converters.files import LazyTensor, read_tensors
 from converters.formats import hf_config
 from converters.formats.hf_tokenizer import check_rows
-from converters.formats.transformers_names import clip_rules, llama_rules
+from converters.formats.transformers_names import decoder_rules, tower_rules
 from converters.hub import Hub, check_shapes, read_tokenizer
 from converters.rules import Rule, to_ours
 from trainer.model import LlavaConfig, ProjectorConfig, initialise, parameter_shapes
@@ -20,16 +20,17 @@ from trainer.model.projector import Projector
 
 _TOWER = "vision_model."
 
-#: The other half of a `CLIPModel`, which LLaVA has no use for.
-_CLIP_TEXT = [
+#: The other half of a `CLIPModel` or `SiglipModel`, which LLaVA has no use for.
+_TEXT_HALF = [
     Rule("text_model.*", None),
     Rule("text_projection.weight", None),
     Rule("visual_projection.weight", None),
     Rule("logit_scale", None),
+    Rule("logit_bias", None),
 ]
 
-#: transformers 5 saves a `CLIPVisionModel` without the prefix.
-_BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+#: transformers 5 saves a tower alone without the prefix.
+_BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 
 
 def read(vision_folder: Path, language_folder: Path, projector_kind: str, seed: int) -> Hub:
@@ -37,8 +38,8 @@ def read(vision_folder: Path, language_folder: Path, projector_kind: str, seed: 
 
     The projector takes the decoder's dtype. Raises `ConversionError` or `UnsupportedError`.
     """
-    vision = hf_config.to_our_vision(hf_config.load_their_config(vision_folder, ("clip", "clip_vision_model")))
-    theirs = hf_config.load_their_config(language_folder, ("llama",))
+    vision = hf_config.to_our_vision(hf_config.load_their_config(vision_folder, hf_config.TOWERS))
+    theirs = hf_config.load_their_config(language_folder, hf_config.DECODERS)
     tied = bool(theirs.tie_word_embeddings)
     language = hf_config.to_our_language(theirs, theirs.vocab_size, tied)
     mean, std = hf_config.read_mean_and_std(vision_folder)
@@ -48,8 +49,8 @@ def read(vision_folder: Path, language_folder: Path, projector_kind: str, seed: 
     expected = parameter_shapes(config)
     of_tower = [name for name in expected if name.startswith("vision.")]
     of_decoder = [name for name in expected if name.startswith("language.")]
-    decoder = to_ours(read_tensors(language_folder), llama_rules("", tied), of_decoder)
-    tensors = to_ours(tower, [*clip_rules(_TOWER), *_CLIP_TEXT], of_tower)
+    decoder = to_ours(read_tensors(language_folder), decoder_rules("", language), of_decoder)
+    tensors = to_ours(tower, [*tower_rules(_TOWER, vision), *_TEXT_HALF], of_tower)
     tensors += _fresh_projector(config, seed, decoder[0]) + decoder
     check_shapes(config, tensors)
     tokenizer = read_tokenizer(language_folder)

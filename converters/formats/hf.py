@@ -26,10 +26,10 @@ from torch import Tensor
 from converters.errors import ConversionError
 from converters.files import LazyTensor, read_tensors, write_tensors
 from converters.formats import hf_config, hf_files, hf_tokenizer
-from converters.formats.transformers_names import clip_rules, llama_rules
+from converters.formats.transformers_names import decoder_rules, tower_rules
 from converters.hub import Hub, check_shapes, read_tokenizer
 from converters.rules import Rule, to_ours, to_theirs
-from trainer.model import parameter_shapes
+from trainer.model import LlavaConfig, parameter_shapes
 
 _TOWER = "vision_tower.vision_model."
 _LANGUAGE = "language_model."
@@ -50,9 +50,9 @@ ALIASES = (
 _ROWS = ("language.embed.weight", "language.lm_head.weight")
 
 
-def rules(tied: bool) -> list[Rule]:
+def rules(config: LlavaConfig) -> list[Rule]:
     """Return the table: every tensor of the format and of ours."""
-    return [*clip_rules(_TOWER), *_PROJECTOR, *llama_rules(_LANGUAGE, tied)]
+    return [*tower_rules(_TOWER, config.vision), *_PROJECTOR, *decoder_rules(_LANGUAGE, config.language)]
 
 
 _PROJECTOR = [
@@ -85,7 +85,7 @@ def read(folder: Path) -> Hub:
     hf_tokenizer.check_rows(tokenizer, num_rows)
     config = hf_config.to_our_config(theirs, num_rows, kind, folder)
     expected = parameter_shapes(config)
-    renamed = to_ours(tensors, rules(config.language.tie_embeddings), expected)
+    renamed = to_ours(tensors, rules(config), expected)
     kept = _with_rows(renamed, _first_rows, num_rows)
     check_shapes(config, kept)
     return Hub(config, kept, tokenizer, record.data)
@@ -165,7 +165,7 @@ def write(hub: Hub, folder: Path, max_shard_bytes: int) -> None:
     num_exported = -(-max(num_rows, extended.num_tokens) // 64) * 64
     # One dtype stands in the config, and transformers loads everything in it: the one that loses nothing.
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in hub.tensors})
-    tensors = to_theirs(_with_rows(hub.tensors, _more_rows, num_exported), rules(hub.config.language.tie_embeddings))
+    tensors = to_theirs(_with_rows(hub.tensors, _more_rows, num_exported), rules(hub.config))
     if hub.config.projector.kind == "linear":
         tensors += _identity(hub.config.language.hidden_size, dtype)
     write_tensors(folder, tensors, max_shard_bytes)

@@ -4,18 +4,25 @@ transformers itself reads the files: they leave out what equals its defaults, an
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig
+from pydantic import ValidationError
+from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 
 from converters.errors import ConversionError, UnsupportedError
-from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig, VisionConfig
+from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig, RopeScaling, VisionConfig
 
 #: Mean and standard deviation of OpenAI's CLIP, which a folder without image settings was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: What each `model_type` of a tower's folder is to us; a whole CLIP or SigLIP has a tower in it.
+TOWERS = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip"}
+
+#: The same for decoders.
+DECODERS = {name: name for name in ("llama", "mistral", "qwen2", "qwen3")}
 
 #: One number for red, green and blue each.
 Colours = tuple[float, float, float]
@@ -43,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_their_config(folder: Path, model_types: tuple[str, ...]) -> PretrainedConfig:
+def load_their_config(folder: Path, model_types: Collection[str]) -> PretrainedConfig:
     """Read `config.json` through transformers.
 
     Raises `UnsupportedError` for another `model_type`, `ConversionError` for values that transformers refuses.
@@ -51,7 +58,7 @@ def load_their_config(folder: Path, model_types: tuple[str, ...]) -> PretrainedC
     found = read_json(folder / "config.json").get("model_type")
     if found not in model_types:
         raise UnsupportedError(f"{folder}/config.json: model_type is {found!r}, expected {' or '.join(model_types)}")
-    reader = CLIPVisionConfig if found in ("clip", "clip_vision_model") else AutoConfig
+    reader = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}.get(TOWERS.get(str(found), ""), AutoConfig)
     try:
         return reader.from_pretrained(folder)
     except Exception as error:  # transformers checks the values, and each version of it raises something else
@@ -65,27 +72,27 @@ def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str
     Raises `UnsupportedError` for what the trainer's model does not have.
     """
     _require(theirs, {"multimodal_projector_bias": (True, None), "projector_hidden_act": ("gelu", "linear")})
-    _require(theirs, {"vision_feature_select_strategy": tuple(_FEATURES)})
+    vision = to_our_vision(theirs.vision_config)
+    # Without a class token, "default" would drop the first patch.
+    allowed = tuple(_FEATURES) if vision.has_class_token else ("full",)
+    _require(theirs, {"vision_feature_select_strategy": allowed})
     if not isinstance(theirs.vision_feature_layer, int):
         raise UnsupportedError(f"vision_feature_layer {theirs.vision_feature_layer}: several layers are not supported")
     tied = bool(theirs.tie_word_embeddings or theirs.text_config.tie_word_embeddings)
     language = to_our_language(theirs.text_config, vocab_size, tied)
-    vision = to_our_vision(theirs.vision_config).model_copy(
-        update={
-            "select_layer": theirs.vision_feature_layer,
-            "select_feature": _FEATURES[theirs.vision_feature_select_strategy],
-        }
-    )
+    feature = _FEATURES[theirs.vision_feature_select_strategy] if vision.has_class_token else "patch"
+    vision = vision.model_copy(update={"select_layer": theirs.vision_feature_layer, "select_feature": feature})
     mean, std = read_mean_and_std(folder)
     projector = ProjectorConfig.model_validate({"kind": projector_kind})
     return LlavaConfig(vision=vision, projector=projector, language=language, image_mean=mean, image_std=std)
 
 
 def to_our_vision(theirs: PretrainedConfig) -> VisionConfig:
-    """Translate a `CLIPVisionConfig`; LLaVA's choice of layer is not part of it and stays at our default."""
-    _require(theirs, {"model_type": ("clip_vision_model",), "num_channels": (3,)})
+    """Translate a tower's config; LLaVA's choice of layer is not part of it and stays at our default."""
+    _require(theirs, {"model_type": ("clip_vision_model", "siglip_vision_model"), "num_channels": (3,)})
     return VisionConfig.model_validate(
         {
+            "kind": TOWERS[str(theirs.model_type)],
             "hidden_size": theirs.hidden_size,
             "intermediate_size": theirs.intermediate_size,
             "num_layers": theirs.num_hidden_layers,
@@ -99,31 +106,51 @@ def to_our_vision(theirs: PretrainedConfig) -> VisionConfig:
 
 
 def to_our_language(theirs: PretrainedConfig, vocab_size: int, tied: bool) -> LanguageConfig:
-    """Translate a `LlamaConfig`."""
-    _require(theirs, {"model_type": ("llama",), "hidden_act": ("silu",), "mlp_bias": (False, None)})
-    return LanguageConfig(
-        vocab_size=vocab_size,
-        hidden_size=theirs.hidden_size,
-        intermediate_size=theirs.intermediate_size,
-        num_layers=theirs.num_hidden_layers,
-        num_heads=theirs.num_attention_heads,
-        num_kv_heads=theirs.num_key_value_heads or theirs.num_attention_heads,
-        head_dim=getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
-        rope_theta=_rope_theta(theirs),
-        rms_norm_eps=theirs.rms_norm_eps,
-        attention_bias=bool(theirs.attention_bias),
-        tie_embeddings=tied,
-        max_position_embeddings=theirs.max_position_embeddings,
+    """Translate a decoder's config."""
+    _require(theirs, {"model_type": tuple(DECODERS), "hidden_act": ("silu",), "mlp_bias": (False, None)})
+    theta, scaling = _rope(theirs)
+    family = DECODERS[str(theirs.model_type)]
+    return LanguageConfig.model_validate(
+        {
+            "family": family,
+            "vocab_size": vocab_size,
+            "hidden_size": theirs.hidden_size,
+            "intermediate_size": theirs.intermediate_size,
+            "num_layers": theirs.num_hidden_layers,
+            "num_heads": theirs.num_attention_heads,
+            "num_kv_heads": theirs.num_key_value_heads or theirs.num_attention_heads,
+            "head_dim": getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "sliding_window": _sliding_window(theirs),
+            "rms_norm_eps": theirs.rms_norm_eps,
+            "attention_bias": family in ("llama", "qwen3") and bool(theirs.attention_bias),
+            "tie_embeddings": tied,
+            "max_position_embeddings": theirs.max_position_embeddings,
+        }
     )
 
 
-def _rope_theta(theirs: PretrainedConfig) -> float:
+def _rope(theirs: PretrainedConfig) -> tuple[float, RopeScaling | None]:
     """transformers 5 has one table `rope_parameters`, 4 has `rope_theta` and an optional `rope_scaling`."""
-    parameters = getattr(theirs, "rope_parameters", None) or getattr(theirs, "rope_scaling", None) or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise UnsupportedError(f"rotary positions of type {kind!r}: only unscaled ones are supported")
-    return float(parameters.get("rope_theta", getattr(theirs, "rope_theta", None) or 10000.0))
+    table = getattr(theirs, "rope_parameters", None) or getattr(theirs, "rope_scaling", None) or {}
+    theta = float(table.get("rope_theta", getattr(theirs, "rope_theta", None) or 10000.0))
+    kind = table.get("rope_type", table.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    known = {name: table[name] for name in RopeScaling.model_fields if name in table}
+    try:
+        return theta, RopeScaling.model_validate({**known, "kind": kind})
+    except ValidationError as error:
+        raise UnsupportedError(
+            f"rotary positions of type {kind!r} ({error.errors()[0]['msg']}): supported are default, linear and llama3"
+        ) from None
+
+
+def _sliding_window(theirs: PretrainedConfig) -> int | None:
+    """Return the window of a decoder that has one in any layer; a Qwen names one that it does not use."""
+    window = getattr(theirs, "sliding_window", None)
+    return window if window and getattr(theirs, "use_sliding_window", True) else None
 
 
 def _require(theirs: PretrainedConfig, allowed: dict[str, tuple[Any, ...]]) -> None:
@@ -178,16 +205,32 @@ def to_their_config(config: LlavaConfig, ids: dict[str, int], num_rows: int, dty
         "pad_token_id": ids["pad"],
         "tie_word_embeddings": config.language.tie_embeddings,
         "vision_feature_layer": config.vision.select_layer,
-        "vision_feature_select_strategy": _STRATEGIES[config.vision.select_feature],
+        "vision_feature_select_strategy": strategy(config.vision),
         "text_config": _their_language(config.language, ids, num_rows, dtype),
         "vision_config": _their_vision(config.vision, dtype),
     }
 
 
+#: The decoders' classes in transformers.
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def strategy(config: VisionConfig) -> str:
+    """Return transformers' word for the features that are used; `default` drops the first, which SigLIP has not."""
+    return _STRATEGIES[config.select_feature] if config.has_class_token else "full"
+
+
 def _their_language(config: LanguageConfig, ids: dict[str, int], num_rows: int, dtype: str) -> dict[str, Any]:
+    own: dict[str, Any] = {"mlp_bias": False} if config.family == "llama" else {}
+    if config.family in ("llama", "qwen3"):
+        own["attention_bias"] = config.attention_bias
+    if config.family != "llama":
+        own["sliding_window"] = config.sliding_window
+    if config.family.startswith("qwen"):
+        own["use_sliding_window"] = config.sliding_window is not None
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{_CLASSES[config.family]}ForCausalLM"],
+        "model_type": config.family,
         "dtype": dtype,
         "torch_dtype": dtype,
         "vocab_size": num_rows,
@@ -200,20 +243,35 @@ def _their_language(config: LanguageConfig, ids: dict[str, int], num_rows: int, 
         "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": config.attention_bias,
-        "mlp_bias": False,
+        **_their_rope(config),
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": ids["bos"],
         "eos_token_id": ids["eos"],
         "pad_token_id": ids["pad"],
+        **own,
+    }
+
+
+def _their_rope(config: LanguageConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        }
+    own = ["factor"] if scaling.kind == "linear" else list(RopeScaling.model_fields)[1:]
+    table = {"rope_type": scaling.kind, **{name: getattr(scaling, name) for name in own}}
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": table,
+        "rope_parameters": {**table, "rope_theta": config.rope_theta},
     }
 
 
 def _their_vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
+    own = {"projection_dim": config.hidden_size} if config.kind == "clip" else {"vision_use_head": False}
     return {
-        "model_type": "clip_vision_model",
+        "model_type": f"{config.kind}_vision_model",
         "dtype": dtype,
         "torch_dtype": dtype,
         "hidden_size": config.hidden_size,
@@ -225,5 +283,5 @@ def _their_vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
         "num_channels": 3,
         "layer_norm_eps": config.layer_norm_eps,
         "hidden_act": config.hidden_act,
-        "projection_dim": config.hidden_size,
+        **own,
     }

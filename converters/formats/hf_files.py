@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.errors import UnsupportedError
+from converters.formats.hf_config import strategy
 from trainer.model import LlavaConfig
 
 #: llava/conversation.py of the original LLaVA, `conv_vicuna_v1`.
@@ -125,14 +126,14 @@ def image_processor(config: LlavaConfig, image_fit: str) -> dict[str, Any]:
 def processor(config: LlavaConfig) -> dict[str, Any]:
     """Return `processor_config.json`: how many image tokens a picture takes.
 
-    The count is patches + additional - 1 for `default`: the class token is counted in, then dropped.
+    The count is patches + additional - 1 for `default`: the class token is counted in, then dropped. SigLIP has none.
     """
     return {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": int(config.vision.has_class_token),
         "patch_size": config.vision.patch_size,
-        "vision_feature_select_strategy": "default" if config.vision.select_feature == "patch" else "full",
+        "vision_feature_select_strategy": strategy(config.vision),
     }
 
 

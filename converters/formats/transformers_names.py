@@ -1,13 +1,13 @@
-"""The names that transformers gives to a CLIP tower and a Llama decoder, wherever they stand."""
+"""The names that transformers gives to a tower (CLIP, SigLIP) and a Llama-family decoder, wherever they stand."""
 
 from converters.rules import Rule
+from trainer.model import LanguageConfig, VisionConfig
 
 
-def clip_rules(prefix: str) -> list[Rule]:
-    """Return the rules of a `CLIPVisionTransformer` whose names begin with `prefix`."""
+def tower_rules(prefix: str, config: VisionConfig) -> list[Rule]:
+    """Return the rules of a `CLIPVisionTransformer` or `SiglipVisionTransformer` whose names begin with `prefix`."""
     layer, ours = prefix + "encoder.layers.{}.", "vision.layers.{}."
     rules = [
-        Rule(prefix + "embeddings.class_embedding", "vision.class_embedding"),
         Rule(prefix + "embeddings.patch_embedding.weight", "vision.patch_embedding.weight"),
         Rule(prefix + "embeddings.position_embedding.weight", "vision.position_embedding.weight"),
         # 0, 1, 2, ...: saved by transformers up to 4.30, computed since.
@@ -15,7 +15,6 @@ def clip_rules(prefix: str) -> list[Rule]:
     ]
     for part in ("weight", "bias"):
         rules += [
-            Rule(prefix + f"pre_layrnorm.{part}", f"vision.pre_norm.{part}"),
             Rule(layer + f"layer_norm1.{part}", ours + f"norm1.{part}"),
             Rule(layer + f"layer_norm2.{part}", ours + f"norm2.{part}"),
             Rule(layer + f"self_attn.q_proj.{part}", ours + f"attention.q.{part}"),
@@ -26,11 +25,16 @@ def clip_rules(prefix: str) -> list[Rule]:
             Rule(layer + f"mlp.fc2.{part}", ours + f"mlp.down.{part}"),
             Rule(prefix + f"post_layernorm.{part}", f"vision.post_norm.{part}"),
         ]
-    return rules
+    if config.kind == "siglip":
+        # The head pools a picture to one vector, which LLaVA has no use for.
+        bias = Rule(prefix + "embeddings.patch_embedding.bias", "vision.patch_embedding.bias")
+        return [*rules, bias, Rule(prefix + "head.*", None)]
+    before = [Rule(prefix + f"pre_layrnorm.{part}", f"vision.pre_norm.{part}") for part in ("weight", "bias")]
+    return [*rules, *before, Rule(prefix + "embeddings.class_embedding", "vision.class_embedding")]
 
 
-def llama_rules(prefix: str, tied: bool) -> list[Rule]:
-    """Return the rules of a `LlamaForCausalLM` whose names begin with `prefix`.
+def decoder_rules(prefix: str, config: LanguageConfig) -> list[Rule]:
+    """Return the rules of a `LlamaForCausalLM`, or a Mistral, Qwen2 or Qwen3, whose names begin with `prefix`.
 
     With tied embeddings an output layer is a copy of the embedding table; some files hold it, and it is dropped.
     """
@@ -45,9 +49,11 @@ def llama_rules(prefix: str, tied: bool) -> list[Rule]:
         # Computed from the config; saved by transformers up to 4.31.
         Rule(layer + "self_attn.rotary_emb.inv_freq", None),
         Rule(prefix + "model.norm.weight", "language.norm.weight"),
-        Rule(prefix + "lm_head.weight", None if tied else "language.lm_head.weight"),
+        Rule(prefix + "lm_head.weight", None if config.tie_embeddings else "language.lm_head.weight"),
     ]
     for part in ("weight", "bias"):
         for name in "qkvo":
             rules.append(Rule(layer + f"self_attn.{name}_proj.{part}", ours + f"attention.{name}.{part}"))
+    for name in "qk" if config.has_qk_norm else "":
+        rules.append(Rule(layer + f"self_attn.{name}_norm.weight", ours + f"attention.{name}_norm.weight"))
     return rules

@@ -11,15 +11,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from converters.cli import main
-from trainer.model import (
-    LanguageConfig,
-    LlavaConfig,
-    LlavaModel,
-    ProjectorConfig,
-    VisionConfig,
-    initialise,
-    save_model,
-)
+from tests.tiny_llava import tiny_llava
+from trainer.model import save_model
 
 #: A fingerprint as training leaves it in `data.json`.
 DATA = {
@@ -63,25 +56,9 @@ def make_checkpoint(tmp_path, tiny_tokenizer_dir) -> Callable[..., Path]:
         dtype: torch.dtype = torch.float32,
         **language,
     ) -> Path:
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4}
-        sizes |= {"head_dim": 8, "vocab_size": 400, "max_position_embeddings": 256, "rope_theta": 5000.0}
-        tower = {"hidden_size": 24, "intermediate_size": 40, "num_layers": 3, "num_heads": 2}
-        tower |= {"image_size": 12, "patch_size": 4}
-        config = LlavaConfig(
-            vision=VisionConfig(**(tower | (vision or {}))),
-            projector=ProjectorConfig(kind=kind),
-            language=LanguageConfig(**(sizes | language)),
-            image_mean=(0.48145466, 0.4578275, 0.40821073),
-            image_std=(0.26862954, 0.26130258, 0.27577711),
-        )
-        model = LlavaModel(config)
-        initialise(model, 3)
-        # Logits of some size, and biases that are not all zero: nothing can hide in a comparison.
-        generator = torch.Generator().manual_seed(4)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.mul_(4 if p.ndim > 1 else 1).add_(torch.randn(p.shape, generator=generator) * 0.1)
-        save_model(tmp_path / name, model.to(dtype).state_dict(), config, tiny_tokenizer_dir, data)
+        own = {"vocab_size": 400, "max_position_embeddings": 256, "rope_theta": 5000.0}
+        model = tiny_llava(3, 4, vision, kind, **(own | language))
+        save_model(tmp_path / name, model.to(dtype).state_dict(), model.config, tiny_tokenizer_dir, data)
         return tmp_path / name
 
     return make

@@ -1,11 +1,30 @@
 """Starting weights from a CLIP folder and a Llama folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlamaForCausalLM
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
+from trainer.attention import Segments
 from trainer.model import load_model
 
 
@@ -43,8 +62,6 @@ def test_the_parts_compute_what_they_computed(join, components, tmp_path):
         torch.testing.assert_close(model.vision(pixels), tower.hidden_states[-2][:, 1:], rtol=0, atol=1e-5)
         decoder = LlamaForCausalLM.from_pretrained(components[1])
         expected = decoder(input_ids=ids[None]).logits[0]
-    from trainer.attention import Segments
-
     segments = Segments(torch.tensor([0, 20], dtype=torch.int32), 20)
     with torch.no_grad():
         logits = model.language(model.language.embed(ids), torch.arange(20), segments)
@@ -124,3 +141,76 @@ def test_a_folder_without_a_tokenizer_is_refused(join, components):
     (components[1] / "tokenizer.json").unlink()
     result = join()
     assert (result.exit_code, "holds no tokenizer.json" in result.stderr) == (5, True)
+
+
+def save_siglip(folder, whole: bool) -> SiglipVisionModel:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tower = SiglipVisionConfig(**sizes, image_size=12, patch_size=4)
+    model = SiglipVisionModel(tower)
+    if whole:
+        text = SiglipTextConfig(**sizes, vocab_size=20, max_position_embeddings=8)
+        both = SiglipModel(SiglipConfig(vision_config=tower.to_dict(), text_config=text.to_dict()))
+        both.vision_model.load_state_dict(model.state_dict())
+        both.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["tower alone", "whole SigLIP"])
+def test_a_siglip_tower_computes_what_it_computed(run, components, tmp_path, whole):
+    theirs = save_siglip(tmp_path / "siglip", whole)
+    arguments = ("--vision", tmp_path / "siglip", "--language", components[1])
+    assert run("components", "trainer", *arguments, tmp_path / "start").exit_code == 0
+    model, config = load_model(tmp_path / "start")
+    assert (config.vision.kind, config.vision.num_patches) == ("siglip", 9)
+    pixels = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(pixels, output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(model.vision(pixels), expected, rtol=0, atol=1e-5)
+
+
+DECODERS = {
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 64}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": False}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),
+    "llama 3": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "config", "own"), DECODERS.values(), ids=DECODERS)
+def test_other_decoders_compute_what_they_computed(run, components, tmp_path, kind, config, own):
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    theirs = kind(config(**sizes, num_key_value_heads=2, vocab_size=400, **own))
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # fresh biases and norms would hide
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    theirs.save_pretrained(tmp_path / "language")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(components[1] / name, tmp_path / "language")
+    arguments = ("--vision", components[0], "--language", tmp_path / "language")
+    assert run("components", "trainer", *arguments, tmp_path / "start").exit_code == 0
+    model, ours = load_model(tmp_path / "start")
+    assert ours.language.family == theirs.config.model_type
+    ids = torch.arange(20)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids[None]).logits[0]
+        segments = Segments(torch.tensor([0, 20], dtype=torch.int32), 20)
+        logits = model.language(model.language.embed(ids), torch.arange(20), segments)
+    assert expected.abs().max() > 0.5
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)

@@ -21,6 +21,12 @@ VARIANTS = {
     "class token, last layer": {"vision": {"select_feature": "cls_patch", "select_layer": -1, "hidden_act": "gelu"}},
     "bfloat16": {"dtype": torch.bfloat16},
     "rows to spare": {"vocab_size": 470},
+    "mistral": {"family": "mistral", "num_kv_heads": 2, "sliding_window": 200},
+    "qwen2": {"family": "qwen2", "tie_embeddings": True},
+    "qwen3": {"family": "qwen3", "num_kv_heads": 2, "head_dim": 12, "rms_norm_eps": 1e-6},
+    "stretched as Llama 3": {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}},
+    "stretched evenly": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "siglip": {"vision": {"kind": "siglip", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}},
 }
 
 
@@ -242,13 +248,13 @@ def test_what_the_trainer_does_not_have_is_refused(run, exported, edit_json, tmp
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
 
 
-def test_scaled_rotary_positions_are_refused(run, exported, tmp_path):
+def test_rotary_positions_of_another_kind_are_refused(run, exported, tmp_path):
     content = json.loads((exported / "config.json").read_text())
-    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}
     content["text_config"] |= {"rope_parameters": scaled}
     (exported / "config.json").write_text(json.dumps(content))
     result = run("hf", "trainer", exported, tmp_path / "back")
-    assert (result.exit_code, "rotary positions of type 'linear'" in result.stderr) == (2, True)
+    assert (result.exit_code, "rotary positions of type 'dynamic'" in result.stderr) == (2, True)
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(run, make_checkpoint, tmp_path):

@@ -6,8 +6,12 @@ import torch
 from converters.errors import ConversionError
 from converters.files import LazyTensor
 from converters.formats import hf
-from converters.formats.transformers_names import clip_rules, llama_rules
+from converters.formats.transformers_names import decoder_rules, tower_rules
 from converters.rules import Reshape, Rule, to_ours, to_theirs
+from tests.tiny_llava import tiny_llava
+
+CLIP, LLAMA = tiny_llava(0, 0).config.vision, tiny_llava(0, 0).config.language
+SIGLIP = CLIP.model_copy(update={"kind": "siglip"})
 
 TABLE = [
     Rule("head.w", "language.lm_head.weight"),
@@ -57,8 +61,15 @@ def test_our_tensor_without_a_rule_is_refused_when_written():
 
 @pytest.mark.parametrize(
     "table",
-    [clip_rules("v."), llama_rules("", tied=False), llama_rules("x.", tied=True), hf.rules(tied=False), hf.rules(True)],
-    ids=["clip", "llama", "tied llama", "hf", "tied hf"],
+    [
+        tower_rules("v.", CLIP),
+        tower_rules("", SIGLIP),
+        decoder_rules("", LLAMA),
+        decoder_rules("x.", LLAMA.model_copy(update={"tie_embeddings": True})),
+        decoder_rules("", LLAMA.model_copy(update={"family": "qwen3"})),
+        hf.rules(tiny_llava(0, 0).config),
+    ],
+    ids=["clip", "siglip", "llama", "tied llama", "qwen3", "hf"],
 )
 def test_no_name_stands_twice_in_a_table(table):
     theirs = [rule.theirs for rule in table]

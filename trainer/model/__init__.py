@@ -1,9 +1,9 @@
-"""The lean LLaVA: a CLIP vision tower, a projector and a Llama decoder over samples that lie end to end.
+"""The lean LLaVA: a CLIP or SigLIP tower, a projector and a Llama-family decoder over samples that lie end to end.
 
 Equal to transformers' `LlavaForConditionalGeneration`; the parameter names are the hub of all converters.
 """
 
-from trainer.model.config import LanguageConfig, LlavaConfig, ProjectorConfig, VisionConfig
+from trainer.model.config import LanguageConfig, LlavaConfig, ProjectorConfig, RopeScaling, VisionConfig
 from trainer.model.folder import (
     FolderConflict,
     FolderError,
@@ -27,6 +27,7 @@ __all__ = [
     "LlavaModel",
     "ModelInput",
     "ProjectorConfig",
+    "RopeScaling",
     "VisionConfig",
     "initialise",
     "listed",

@@ -45,7 +45,7 @@ class LlavaModel(nn.Module):
         mean_std = zip(self.config.image_mean, self.config.image_std, strict=True)
         # Colour by colour with plain numbers: no tensor has to travel to the device for this.
         colours = [(pixels[:, i].float() / 255 - mean) / std for i, (mean, std) in enumerate(mean_std)]
-        return torch.stack(colours, dim=1).to(self.vision.class_embedding.dtype)
+        return torch.stack(colours, dim=1).to(self.vision.patch_embedding.weight.dtype)
 
 
 def parameter_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:

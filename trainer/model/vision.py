@@ -1,4 +1,4 @@
-"""The CLIP vision tower: pictures -> patch features, equal to transformers' `CLIPVisionModel`.
+"""The vision tower: pictures -> patch features, equal to transformers' `CLIPVisionModel` and `SiglipVisionModel`.
 
 Shapes: I pictures (may be 0), N tokens of a picture inside the tower, P of them given out, D width.
 """
@@ -18,22 +18,25 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
+        clip = config.kind == "clip"
+        self.class_embedding = nn.Parameter(torch.zeros(width)) if config.has_class_token else None
+        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=not clip)
         self.position_embedding = nn.Embedding(config.num_positions, width)
-        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if clip else nn.Identity()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
         # LLaVA reads a hidden state before this norm; it is kept so that a tower converts back whole.
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Float[Tensor, "I 3 size size"]) -> Float[Tensor, "I P D"]:
         """Return the features of the selected layer; `pixels` are normalised."""
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(patches), 1, -1)
-        hidden = self.pre_norm(torch.cat([first, patches], dim=1) + self.position_embedding.weight)
+        hidden = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            hidden = torch.cat([self.class_embedding.expand(len(hidden), 1, -1), hidden], dim=1)
+        hidden = self.pre_norm(hidden + self.position_embedding.weight)
         for layer in self.layers[: self.config.num_layers_run]:
             hidden = layer(hidden)
-        return hidden[:, 1:] if self.config.select_feature == "patch" else hidden
+        drops_first = self.config.has_class_token and self.config.select_feature == "patch"
+        return hidden[:, 1:] if drops_first else hidden
 
 
 class VisionLayer(nn.Module):
@@ -73,7 +76,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMlp(nn.Module):
-    """Two layers with CLIP's activation between."""
+    """Two layers with the tower's activation between."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -87,4 +90,4 @@ class VisionMlp(nn.Module):
         if self.activation == "quick_gelu":
             # OpenAI's CLIP was trained with this approximation of GELU.
             return self.down(hidden * torch.sigmoid(1.702 * hidden))
-        return self.down(F.gelu(hidden))
+        return self.down(F.gelu(hidden, approximate="tanh" if self.activation == "gelu_pytorch_tanh" else "none"))

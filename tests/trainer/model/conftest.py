@@ -5,11 +5,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SiglipVisionConfig,
+)
 from transformers import LlavaConfig as TheirConfig
 
+from tests.tiny_llava import tiny_llava
 from trainer.attention import Segments
-from trainer.model import LanguageConfig, LlavaConfig, LlavaModel, ModelInput, ProjectorConfig, VisionConfig, initialise
+from trainer.model import LanguageConfig, LlavaConfig, LlavaModel, ModelInput, VisionConfig
 
 IMAGE_ID = 95
 
@@ -29,6 +39,7 @@ NAMES = (
     (r"^language\.embed", "model.language_model.embed_tokens"),
     (r"^language\.layers\.(\d+)\.attention_norm", r"model.language_model.layers.\1.input_layernorm"),
     (r"^language\.layers\.(\d+)\.mlp_norm", r"model.language_model.layers.\1.post_attention_layernorm"),
+    (r"^language\.layers\.(\d+)\.attention\.(q|k)_norm", r"model.language_model.layers.\1.self_attn.\2_norm"),
     (r"^language\.layers\.(\d+)\.attention\.(\w)", r"model.language_model.layers.\1.self_attn.\2_proj"),
     (r"^language\.layers\.(\d+)\.mlp\.(\w+)", r"model.language_model.layers.\1.mlp.\2_proj"),
     (r"^language\.norm", "model.language_model.norm"),
@@ -60,32 +71,49 @@ def image_id() -> int:
 def make_model() -> Callable[..., LlavaModel]:
     """Build a tiny model; keywords change the decoder, `vision` and `kind` the tower and the projector."""
 
-    def make(vision: dict | None = None, kind: str = "mlp2x_gelu", seed: int = 0, **language) -> LlavaModel:
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4}
-        sizes |= {"head_dim": 8, "vocab_size": 96, "max_position_embeddings": 128}
-        tower = {"hidden_size": 24, "intermediate_size": 40, "num_layers": 3, "num_heads": 2}
-        tower |= {"image_size": 12, "patch_size": 4}
-        config = LlavaConfig(
-            vision=VisionConfig(**(tower | (vision or {}))),
-            projector=ProjectorConfig(kind=kind),
-            language=LanguageConfig(**(sizes | language)),
-            image_mean=(0.48145466, 0.4578275, 0.40821073),
-            image_std=(0.26862954, 0.26130258, 0.27577711),
-        )
-        model = LlavaModel(config)
-        initialise(model, seed)
-        _enlarge(model)
-        return model
+    def make(seed: int = 0, **changed) -> LlavaModel:
+        return tiny_llava(seed, 9, **changed)
 
     return make
 
 
-def _enlarge(model: LlavaModel) -> None:
-    """Give biases and norms values of their own and matrices some size, so that no part can hide in a comparison."""
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1).add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+def their_vision(vision: VisionConfig) -> PretrainedConfig:
+    """Written down apart from the converters' tables, as are the names."""
+    sizes = {
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+    }
+    return CLIPVisionConfig(**sizes) if vision.kind == "clip" else SiglipVisionConfig(**sizes, vision_use_head=False)
+
+
+def their_language(language: LanguageConfig) -> PretrainedConfig:
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    rope: dict = {"rope_type": "default", "rope_theta": language.rope_theta}
+    if language.rope_scaling is not None:
+        rope |= language.rope_scaling.model_dump(exclude={"kind"}) | {"rope_type": language.rope_scaling.kind}
+    own: dict = {"attention_bias": language.attention_bias} if language.family in ("llama", "qwen3") else {}
+    if language.family == "mistral":
+        own["sliding_window"] = language.sliding_window
+    return kinds[language.family](
+        vocab_size=language.vocab_size,
+        hidden_size=language.hidden_size,
+        intermediate_size=language.intermediate_size,
+        num_hidden_layers=language.num_layers,
+        num_attention_heads=language.num_heads,
+        num_key_value_heads=language.num_kv_heads,
+        head_dim=language.head_dim,
+        rms_norm_eps=language.rms_norm_eps,
+        rope_parameters=rope,
+        tie_word_embeddings=language.tie_embeddings,
+        max_position_embeddings=language.max_position_embeddings,
+        **own,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -95,32 +123,13 @@ def hf_twin() -> Callable[[LlavaModel], LlavaForConditionalGeneration]:
     def build(model: LlavaModel) -> LlavaForConditionalGeneration:
         vision, language = model.config.vision, model.config.language
         config = TheirConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=vision.hidden_size,
-                intermediate_size=vision.intermediate_size,
-                num_hidden_layers=vision.num_layers,
-                num_attention_heads=vision.num_heads,
-                image_size=vision.image_size,
-                patch_size=vision.patch_size,
-                hidden_act=vision.hidden_act,
-            ),
-            text_config=LlamaConfig(
-                vocab_size=language.vocab_size,
-                hidden_size=language.hidden_size,
-                intermediate_size=language.intermediate_size,
-                num_hidden_layers=language.num_layers,
-                num_attention_heads=language.num_heads,
-                num_key_value_heads=language.num_kv_heads,
-                head_dim=language.head_dim,
-                rms_norm_eps=language.rms_norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
-                attention_bias=language.attention_bias,
-                tie_word_embeddings=language.tie_embeddings,
-                max_position_embeddings=language.max_position_embeddings,
-            ),
+            vision_config=their_vision(vision),
+            text_config=their_language(language),
             image_token_index=IMAGE_ID,
             vision_feature_layer=vision.select_layer,
-            vision_feature_select_strategy="default" if vision.select_feature == "patch" else "full",
+            vision_feature_select_strategy=(
+                "default" if vision.kind == "clip" and vision.select_feature == "patch" else "full"
+            ),
             tie_word_embeddings=language.tie_embeddings,
         )
         twin = LlavaForConditionalGeneration(config)

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+#: As transformers' `SiglipVisionConfig` has it.
+SIGLIP = {"kind": "siglip", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+
 VARIANTS = {
     "plain": {},
     "grouped-query": {"num_kv_heads": 2},
@@ -15,6 +18,16 @@ VARIANTS = {
     "class token kept": {"vision": {"select_feature": "cls_patch"}},
     "exact gelu": {"vision": {"hidden_act": "gelu"}},
     "ragged patches": {"vision": {"image_size": 14}},
+    "mistral": {"family": "mistral", "num_kv_heads": 2, "sliding_window": 64},
+    "qwen2": {"family": "qwen2", "num_kv_heads": 2, "tie_embeddings": True},
+    "qwen3": {"family": "qwen3", "num_kv_heads": 2, "head_dim": 12},
+    "stretched as Llama 3": {
+        "rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_position_embeddings": 32},
+        "rope_theta": 500.0,
+    },
+    "stretched evenly": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "siglip": {"vision": SIGLIP},
+    "siglip's last layer": {"vision": {**SIGLIP, "select_layer": -1}},
 }
 
 
