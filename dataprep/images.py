@@ -4,8 +4,8 @@ Pillow's `verify()` does not decode (truncated JPEGs pass it), so a picture coun
 Pixels equal what transformers' CLIPImageProcessor (crop) and LLaVA's expand2square (pad) give for opaque 8-bit
 pictures; for others `convert("RGB")` would turn transparent pixels black and clip 16 bits to white, and we do not.
 
-Whether a picture can be used is Pillow's verdict (and `wholeness.py`'s): the faster JPEG decoder is asked only about
-plain JPEG, and where it has as much as a warning, Pillow decides.
+Whether a picture can be used is Pillow's verdict (and `wholeness.py`'s): the faster decoders are asked only about
+plain JPEG and PNG (`plain_decoders.py`), and where one has as much as a warning, Pillow decides.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dataprep.errors import NOT_THE_FILE
-from dataprep.fitting import Raster, fit_exactly, fit_fast
+from dataprep.fitting import Decoded, Raster, fit_exactly, fit_fast
+from dataprep.plain_decoders import decode_jpeg, decode_png
 from dataprep.wholeness import is_whole
 
 #: Header sizes above this are refused before decoding: 10 kB of PNG can unfold to gigabytes. Pillow's own limit.
@@ -40,11 +40,11 @@ CHECKS = ("none", "exists", "header", "decode")
 #: What `load_image` may do with pixels: Pillow's to the bit, or to 1 or 2 levels and several times as fast.
 PIXELS = ("exact", "fast")
 
-#: JPEG files above this are left to Pillow, which reads them piece by piece.
-MAX_FAST_BYTES = 64 << 20
-
 #: Formats that Pillow hands to another program.
 FOREIGN_FORMATS = ("EPS",)
+
+#: The largest array of a picture that is worth keeping; glibc then keeps at most twice as much.
+KEPT_BYTES = 16 << 20
 
 #: An allocation that must succeed where memory is not short; it is never touched.
 SPARE_BYTES = 512 << 20
@@ -97,7 +97,7 @@ def check_image(path: Path, check: str) -> None:
     if check == "exists":
         return
     with _opened(path) as (file, picture):
-        if check == "decode" and not _is_sound_jpeg(file, picture):
+        if check == "decode" and not _is_sound(file, picture):
             _load(file, picture)
             # Some colour spaces are read, but cannot be shown; one row of them tells.
             Raster(picture).rows(0, 1)
@@ -121,13 +121,9 @@ def load_image(
     require_file(str(path))
     with _opened(path) as (file, picture):
         if pixels == "exact":
-            _load(file, picture)
-            return fit_exactly(Raster(picture), size, fit, colour)
-        source = _plain_jpeg(file, picture)
-        if source is None:
-            _load(file, picture)
-            source = Raster(picture)
-        return fit_fast(source, size, fit, colour)
+            return fit_exactly(_decode(file, picture), size, fit, colour)
+        pixels_of_jpeg = decode_jpeg(file, picture)
+        return fit_fast(_decode(file, picture) if pixels_of_jpeg is None else pixels_of_jpeg, size, fit, colour)
 
 
 def decode_image(path: Path) -> Image.Image:
@@ -141,8 +137,17 @@ def decode_image(path: Path) -> Image.Image:
     """
     require_file(str(path))
     with _opened(path) as (file, picture):
-        _load(file, picture)
-        return Raster(picture).rows(0, picture.height).copy()
+        return Raster(_decode(file, picture)).rows(0, picture.height).copy()
+
+
+def keep_freed_memory() -> None:
+    """Let one picture's memory serve the next, in this process.
+
+    glibc gives what is freed back to the system, and getting it anew, page by page, takes up to a quarter of a
+    picture's time. It stops for all sizes up to that of the largest array once freed (mallopt(3),
+    M_MMAP_THRESHOLD). This one is never touched, so that it takes no memory itself.
+    """
+    np.empty(KEPT_BYTES, np.uint8)
 
 
 def pad_colour(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -212,6 +217,20 @@ def _check_header(path: Path, picture: Image.Image) -> None:
         raise ImageFault("image_too_thin", f"{path}: {width} x {height} pixels, at most 1 : {MAX_ASPECT} is usable")
 
 
+def _is_sound(file: BinaryIO, picture: Image.Image) -> bool:
+    """Return whether the file is a plain JPEG or PNG without any fault; otherwise Pillow has to say."""
+    return decode_jpeg(file, picture, smallest=True) is not None or decode_png(file, picture) is not None
+
+
+def _decode(file: BinaryIO, picture: Image.Image) -> Decoded:
+    """Decode a picture to the pixels that Pillow gives. PNG is lossless: they are the same by whichever decoder."""
+    pixels = decode_png(file, picture)
+    if pixels is not None:
+        return pixels
+    _load(file, picture)
+    return picture
+
+
 def _load(file: BinaryIO, picture: Image.Image) -> None:
     picture.load()
     if not is_whole(file, picture.format):
@@ -235,47 +254,3 @@ def _is_utf8(key: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_sound_jpeg(file: BinaryIO, picture: Image.Image) -> bool:
-    """Return whether the file is a plain JPEG without any fault; otherwise Pillow has to say.
-
-    Every coded bit is decoded. The inverse transform after that cannot fail, and is done at an eighth of the size.
-    """
-    return _plain_jpeg(file, picture, smallest=True) is not None
-
-
-def _plain_jpeg(file: BinaryIO, picture: Image.Image, smallest: bool = False) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Return the pixels of a plain JPEG, equal to Pillow's, or None for anything else.
-
-    libjpeg fills what is missing with grey and only warns; `strict` turns each warning into an error.
-    """
-    if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or os.fstat(file.fileno()).st_size > MAX_FAST_BYTES:
-        return None
-    file.seek(0)
-    content = file.read()
-    if not _is_common_jpeg(content):
-        file.seek(0)
-        return None
-    scale = {"min_height": 1, "min_width": 1} if smallest else {}
-    try:
-        pixels = simplejpeg.decode_jpeg(content, "RGB", strict=True, **scale)
-    except ValueError:
-        return None
-    return pixels if smallest or pixels.shape == (picture.height, picture.width, 3) else None
-
-
-def _is_common_jpeg(content: bytes) -> bool:
-    """Return whether a JPEG is baseline or progressive, Huffman coded, of 8 bits, its markers without junk between.
-
-    Decoders differ in which of the other kinds they know.
-    """
-    place = 2
-    while content[place : place + 1] == b"\xff" and place + 4 < len(content):
-        marker = content[place + 1]
-        if marker in (0xC0, 0xC1, 0xC2):
-            return content[place + 4] == 8
-        if not (0xE0 <= marker <= 0xFE or marker in (0xC4, 0xDB, 0xDD)):
-            return False
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataprep.errors import NOT_THE_FILE
-from dataprep.images import ImageFault, check_image, check_key, require_file
+from dataprep.images import ImageFault, check_image, check_key, keep_freed_memory, require_file
 from dataprep.shards.writer import ShardWriter
 
 #: Verdicts kept back until they are written together; a commit each would cost more than many a decode.
@@ -55,6 +55,8 @@ class ImageVerdicts:
         self._prefix = f"{root}/"
         self._known: dict[str, Verdict] = {}
         self._memory = _Memory(store) if check == "decode" else None
+        if check == "decode":
+            keep_freed_memory()
 
     def require(self, key: str) -> None:
         """Make sure that the picture of an image key can be used.

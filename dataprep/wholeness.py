@@ -7,33 +7,38 @@ other common formats are refused by Pillow itself at every cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from io import BytesIO
 from typing import BinaryIO
 
 #: Length of a PNG's signature and of a GIF's header with its screen descriptor.
 PNG_START, GIF_START = 8, 13
 
 
-def is_whole(file: BinaryIO, format_name: str | None) -> bool:
+def is_whole(file: BinaryIO | BytesIO, format_name: str | None) -> bool:
     """Return whether a file that Pillow could read has its end; `format_name` is Pillow's."""
     if format_name == "PNG":
-        return _png_ends(file)
+        return any(name == b"IEND" for name in png_chunks(file))
     return format_name != "GIF" or _gif_ends(file)
 
 
-def _png_ends(file: BinaryIO) -> bool:
-    """Walk over the chunks (length, name, data, CRC) to the last one, IEND."""
+def png_chunks(file: BinaryIO | BytesIO) -> Iterator[bytes]:
+    """Yield the names of a PNG's chunks (length, name, data, CRC) in their order; IEND only if all of it is there."""
     place = PNG_START
     while True:
         file.seek(place)
         head = file.read(8)
-        if len(head) < 8:
-            return False
         place += 12 + int.from_bytes(head[:4], "big")
         if head[4:] == b"IEND":
-            return len(file.read(4)) == 4
+            if len(file.read(4)) == 4:
+                yield b"IEND"
+            return
+        if len(head) < 8:
+            return
+        yield head[4:]
 
 
-def _gif_ends(file: BinaryIO) -> bool:
+def _gif_ends(file: BinaryIO | BytesIO) -> bool:
     """Walk over the blocks to the trailer, a semicolon; bytes that begin no block are passed over, as Pillow does."""
     file.seek(0)
     content = file.read()

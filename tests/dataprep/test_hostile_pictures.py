@@ -39,6 +39,7 @@ def whole_files() -> dict[str, bytes]:
     return files | {
         "png": encoded(frames[0], format="PNG"),
         "deep png": encoded(deep, format="PNG"),
+        "opaque png": encoded(frames[0].convert("RGBA"), format="PNG"),
         "palette png": encoded(frames[0].convert("P"), format="PNG"),
         "animated gif": encoded(frames[0], format="GIF", **more),
         "animated webp": encoded(frames[0], format="WEBP", **more),

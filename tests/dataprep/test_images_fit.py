@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataprep import fitting, images
+from dataprep import fitting, images, plain_decoders
 from dataprep.images import check_image, decode_image, load_image
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,9 +91,9 @@ def test_fast_pixels_are_exact_ones_to_two_levels(tmp_path, kind):
 
 def test_plain_jpeg_is_decoded_by_the_fast_decoder_and_others_are_not(tmp_path, monkeypatch):
     decoded = []
-    real = images.simplejpeg.decode_jpeg
+    real = plain_decoders.simplejpeg.decode_jpeg
     monkeypatch.setattr(
-        images.simplejpeg, "decode_jpeg", lambda *given, **options: decoded.append(1) or real(*given, **options)
+        plain_decoders.simplejpeg, "decode_jpeg", lambda *given, **options: decoded.append(1) or real(*given, **options)
     )
     for kind, (mode, options) in SAVED.items():
         photo(123, 77, mode).save(tmp_path / "a", **options)
@@ -112,7 +112,7 @@ def test_the_fast_decoder_gives_pillows_pixels(tmp_path, kind):
     mode, options = SAVED[kind]
     photo(123, 77, mode).save(tmp_path / "a", **options)
     with open(tmp_path / "a", "rb") as file, Image.open(file) as picture:
-        pixels = images._plain_jpeg(file, picture)
+        pixels = plain_decoders.decode_jpeg(file, picture)
         assert pixels is not None
         assert np.array_equal(pixels, np.asarray(picture.convert("RGB")))
 
@@ -197,7 +197,7 @@ def plain_way_black(picture: Image.Image) -> np.ndarray:
 
 
 def test_running_short_of_memory_is_no_fault_of_the_picture(tmp_path, monkeypatch):
-    photo(30, 30).save(tmp_path / "a.png")
+    photo(30, 30, "LA").save(tmp_path / "a.png")
 
     def fail(*_, **__):
         raise MemoryError
