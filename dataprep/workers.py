@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
@@ -26,6 +26,10 @@ LOOK = 0.5
 
 #: Seconds without any sign of work of any worker.
 STILL_SECONDS = 90
+
+#: What counts as no work: seconds of processor time, and a share of the time that has gone by. A thread that waits for
+#: Python's own lock looks at it 200 times a second, though a thread that has it may have stopped for ever.
+CRUMB, CRUMBS = 0.02, 0.005
 
 #: What a run says when its workers hang.
 STOOD_STILL = (
@@ -67,7 +71,7 @@ def worker_pool(
         CommandError: a worker was killed.
     """
     # spawn: a fork would copy the parent's threads' locks and an HDF5 library in an unknown state.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, arguments)
+    pool = _Pool(workers, multiprocessing.get_context("spawn"), begin, arguments)
     over = threading.Event()
     try:
         threading.Thread(target=_end_together, args=(pool, over), daemon=True).start()
@@ -79,6 +83,18 @@ def worker_pool(
     finally:
         over.set()
         stop_workers(pool)
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool whose workers get no interrupt from the terminal, not even before they can ignore it themselves."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand a call to the workers; this may begin one, which inherits what is blocked."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -115,7 +131,7 @@ class StandstillWatch:
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
-        self._last: set[tuple[int, str, str]] = set()
+        self._used: dict[int, float | None] = {}
         self._since = self._looked = time.monotonic()
 
     def check(self) -> None:
@@ -128,28 +144,37 @@ class StandstillWatch:
         if now - self._looked < STILL_SECONDS / 20:
             return
         self._looked = now
-        found = {_doing(process.pid) for process in _processes(self._pool)}
-        if found != self._last or not all(state == "S" for _, state, _ in found):
-            self._last, self._since = found, now
+        used = {process.pid: _used(process.pid) for process in _processes(self._pool)}
+        if self._at_work(used, now - self._since):
+            self._used, self._since = used, now
         elif now - self._since > STILL_SECONDS:
             raise CommandError(STOOD_STILL, Exit.BUG)
 
+    def _at_work(self, used: dict[int, float | None], seconds: float) -> bool:
+        if used.keys() != self._used.keys():
+            return True
+        pairs = ((self._used[pid], now) for pid, now in used.items())
+        return any(before is None or now is None or now - before > CRUMB + CRUMBS * seconds for before, now in pairs)
 
-def _doing(pid: int) -> tuple[int, str, str]:
-    """Return a process, its state (S: it waits for something else than a disk) and the time that it has computed."""
+
+def _used(pid: int) -> float | None:
+    """Return the seconds that a process has computed; None where it does so now, waits for a disk, or is not known."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return pid, "", ""
-    return pid, fields[0], f"{fields[11]} {fields[12]}"
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields[0] == "S" else None
 
 
 def stop_workers(pool: ProcessPoolExecutor) -> None:
     """End the workers, whatever they are doing."""
     processes, results = _processes(pool), pool._result_queue
+    manager: Any = pool._executor_manager_thread
     pool.shutdown(wait=False, cancel_futures=True)
     _end(processes, results)
+    if manager is not None:
+        manager.join(timeout=10)
 
 
 def _processes(pool: ProcessPoolExecutor) -> list[Any]:

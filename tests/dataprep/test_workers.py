@@ -1,10 +1,12 @@
 """Workers that end when they should, and are told of when they stand still."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
@@ -46,6 +48,20 @@ def test_one_worker_at_work_is_enough(pool):
     pool.submit(time.sleep, 600)
     pool.submit(sum, range(10**12))
     watched(pool, 4)
+
+
+def keep_pythons_lock() -> None:
+    """In a worker: stop as in a library that never comes back, with Python's lock kept from the other threads."""
+    threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
+    ctypes.PyDLL(None).sleep(600)
+
+
+def test_a_worker_that_only_waits_for_pythons_lock_stands_still(pool, monkeypatch):
+    monkeypatch.setattr(workers, "STILL_SECONDS", 6)
+    for _ in range(2):
+        pool.submit(keep_pythons_lock)
+    with pytest.raises(CommandError, match="stood still"):
+        watched(pool, 60)
 
 
 def half_a_result(sent: Path, dies: bool) -> bytes:

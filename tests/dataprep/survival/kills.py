@@ -5,14 +5,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import IO
 
 from PIL import Image
 
-from tests.dataprep.conftest import ROOT
+from tests.dataprep import conftest
+from tests.dataprep.conftest import PROGRAM, ROOT, prepare_child
 
 FULL = os.environ.get("LLAVA_PREP_PROOFS") == "full"
 INSIDE = Path(__file__).parent / "inside"
@@ -27,13 +27,7 @@ def mixture(workspace, count: int = RECORDS, name: str = "a.jsonl") -> Path:
     for index in range(5, count // 10):
         picture = Image.new("RGB", (30 + index % 7, 28), (index % 256, index // 256, 9))
         picture.save(workspace.root / f"pictures/{index}.jpg")
-    records = []
-    for number in range(count):
-        image = f"pictures/{number // 10}.jpg" if number % 3 else None
-        records.append(workspace.record(number, image, 1 + number % 4))
-    records[7] = b"{broken"
-    records[count // 2]["conversations"][1]["value"] = ""
-    return workspace.write(name, records)
+    return conftest.mixture(workspace, count, name, records_a_picture=10)
 
 
 def words(workspace, output: str = "h5", *more: object, shard_rows: int = SHARD_ROWS) -> list[str]:
@@ -56,28 +50,18 @@ def start(
     Args:
         inside: SURVIVAL_... variables, see `inside/sitecustomize.py`.
     """
-    program = [sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')"]
     variables = {f"SURVIVAL_{name.upper()}": str(value) for name, value in inside.items()}
     environment = {**os.environ, "PYTHONPATH": f"{INSIDE}{os.pathsep}{ROOT}", **variables}
     return subprocess.Popen(
-        [*program, *arguments],
+        [*PROGRAM, *arguments],
         cwd=workspace.root,
         env=environment,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: _prepare(max_file_bytes),
+        preexec_fn=lambda: prepare_child(max_file_bytes),
     )
-
-
-def _prepare(max_file_bytes: int | None) -> None:
-    import resource
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test started in a shell's background inherits an ignored Ctrl-C
-    if max_file_bytes is not None:
-        # Python ignores SIGXFSZ, so a write beyond the limit is an OSError, as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
@@ -86,6 +70,7 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, s
         out, error = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # what is left open here would be held against whatever test comes next
         raise
     return process.returncode, out, error
 

@@ -75,7 +75,6 @@ class Interrupted:
         try:
             code, _, error = finish(process)
         except subprocess.TimeoutExpired:
-            process.communicate()
             pytest.fail(f"{kind}: the run never ended")
         tried = len(begun(self.log)) - count
         if not tried and -code in (signal.SIGTERM, signal.SIGINT):  # before Python was up; a shell gives the same codes
@@ -150,6 +149,15 @@ def test_a_worker_killed_with_the_lock_of_the_counter_stops_nobody_for_ever(work
     assert code == Exit.BUG and "a worker process died" in error
     code, _, error = compiled(workspace, words(workspace))
     assert code == 0, error
+
+
+def test_an_interrupt_while_the_workers_begin_is_told_once(workspace, tmp_path):
+    mixture(workspace, 600)
+    run = start(workspace, words(workspace), workers=tmp_path / "began")
+    assert wait_until((tmp_path / "began").exists, run)
+    os.killpg(run.pid, signal.SIGINT)
+    code, _, error = finish(run)
+    assert (code, error) == (Exit.INTERRUPTED, "llava-prep: interrupted; run the same command again to go on\n")
 
 
 def test_workers_die_with_the_run_and_its_shards_stay_whole(workspace, tmp_path):

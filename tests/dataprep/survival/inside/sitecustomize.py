@@ -8,6 +8,7 @@ SURVIVAL_MEMORY   "SECONDS limit": so long after its first task begins, one work
 SURVIVAL_DISK     "slow": files are written a few kilobytes at a time, so that a kill comes in between
 SURVIVAL_LOCKS    "none": the file system has no flock
 SURVIVAL_BUG      "yes": the compiler has a bug
+SURVIVAL_WORKERS  a file that each worker process makes, and then takes a second before it does anything
 SURVIVAL_COUNTER  "1", "2": that worker dies with the lock of a shared counter, which the others need then
 """
 
@@ -128,6 +129,9 @@ def deadly(get_lock):
     return get
 
 
+if "SURVIVAL_WORKERS" in os.environ and any("spawn_main" in word for word in sys.orig_argv):
+    os.close(os.open(os.environ["SURVIVAL_WORKERS"], os.O_CREAT))
+    time.sleep(1)
 if LOG or GATE or os.environ.get("SURVIVAL_BUG"):
     sys.meta_path.insert(0, Finder)
 if os.environ.get("SURVIVAL_DISK") == "slow":
