@@ -25,7 +25,7 @@ from dataprep.images import ImageFault, dummy_image, load_image, pad_colour, res
 from dataprep.shards import RowLayout, ShardError, StoredRow
 from trainer.attention import Segments
 from trainer.model import ModelInput
-from trainer.packing import SampleOrder, computed_tokens, deal
+from trainer.packing import computed_tokens, deal
 
 
 class Rows(Protocol):
@@ -37,8 +37,17 @@ class Rows(Protocol):
     def lengths(self) -> NDArray[np.int32]: ...  # noqa: D102
     @property
     def num_loss_tokens(self) -> NDArray[np.int32]: ...  # noqa: D102
+    @property
+    def has_image(self) -> NDArray[np.bool_]: ...  # noqa: D102
     def __getitem__(self, index: int) -> StoredRow: ...
     def picture(self, index: int) -> NDArray[np.uint8] | None: ...  # noqa: D102
+
+
+class Order(Protocol):
+    """Which rows make up a step: a `SampleOrder` in training."""
+
+    def epoch_of(self, step: int) -> int: ...  # noqa: D102
+    def samples(self, step: int) -> NDArray[np.integer]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,9 @@ class Step:
     """Attended tokens of the samples."""
     num_computed_tokens: int
     """Ranks x the sum over micro-steps of the heaviest rank's tokens."""
+    num_pictures: int
+    num_attention_pairs: int
+    """Of a token and one that it reads in its own sample, itself included."""
     fault: str | None = None
     """Why the step cannot be trained: one sentence. (An exception would arrive wrapped in a worker's traceback.)"""
 
@@ -117,7 +129,7 @@ class StepDataset(Dataset[Step]):
     """Every step of a run by its number, for one of `num_ranks` ranks."""
 
     rows: Rows
-    order: SampleOrder
+    order: Order
     image_dir: Path | None
     """What image keys are relative to; None where the shards hold the pictures."""
     max_tokens: int
@@ -125,6 +137,8 @@ class StepDataset(Dataset[Step]):
     pad_to_multiple: int = 1
     rank: int = 0
     num_ranks: int = 1
+    image_pixels: str = "fast"
+    """How pictures in files are scaled; see `dataprep.images.PIXELS`."""
 
     def __getitem__(self, step: int) -> Step:
         samples = self.order.samples(step)
@@ -144,13 +158,15 @@ class StepDataset(Dataset[Step]):
             num_loss_tokens=int(self.rows.num_loss_tokens[samples].sum()),
             num_useful_tokens=int(lengths.sum()),
             num_computed_tokens=computed_tokens(costs, dealt, self.pad_to_multiple),
+            num_pictures=int(self.rows.has_image[samples].sum()),
+            num_attention_pairs=int((lengths.astype(np.int64) * (lengths + 1) // 2).sum()),
             fault=fault,
         )
 
     def _read(self, samples: NDArray[np.integer]) -> MicroBatch:
         rows = [self.rows[int(sample)] for sample in samples]
         pictures = [
-            read_picture(row, self.rows.layout, self.image_dir, self.rows.picture(int(sample)))
+            read_picture(row, self.rows.layout, self.image_dir, self.rows.picture(int(sample)), self.image_pixels)
             for sample, row in zip(samples, rows, strict=True)
             if row.has_image or not self.packed
         ]
@@ -158,12 +174,17 @@ class StepDataset(Dataset[Step]):
 
 
 def read_picture(
-    row: StoredRow, layout: RowLayout, image_dir: Path | None, embedded: NDArray[np.uint8] | None = None
+    row: StoredRow,
+    layout: RowLayout,
+    image_dir: Path | None,
+    embedded: NDArray[np.uint8] | None = None,
+    pixels: str = "fast",
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Return a row's picture as the tower takes it, or the dummy picture of a text-only row.
 
     Args:
         embedded: the picture that the row's shard holds; None: it is read from the file that the row names.
+        pixels: how a picture in a file is scaled; see `dataprep.images.PIXELS`.
 
     Raises:
         ImageFault: there is no such picture, or it cannot be decoded; the message says which row wanted it.
@@ -176,7 +197,7 @@ def read_picture(
     if image_dir is None:
         raise ImageFault("missing_image", f"{name_of(row)}: {row.img_path} is not in the shard; give data.image_dir")
     try:
-        return load_image(resolve_key(image_dir, row.img_path), layout.image_size, layout.image_fit, colour)
+        return load_image(resolve_key(image_dir, row.img_path), layout.image_size, layout.image_fit, colour, pixels)
     except ImageFault as fault:
         raise ImageFault(fault.reason, f"{name_of(row)}: {fault}") from None
 
@@ -210,12 +231,14 @@ def collate(
         sample["loss_positions"] += start
     parts = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
     parts["cu_seqlens"] = starts
-    pixels = np.stack(pictures) if pictures else np.zeros((0, layout.image_size, layout.image_size, 3), dtype=np.uint8)
+    pixels = np.empty((len(pictures), 3, layout.image_size, layout.image_size), dtype=np.uint8)
+    for place, picture in zip(pixels, pictures, strict=True):
+        place[...] = picture.transpose(2, 0, 1)
     return MicroBatch(
         integers=torch.from_numpy(np.concatenate([parts[name] for name in _PARTS])),
         sizes=tuple(len(parts[name]) for name in _PARTS),
         max_seqlen=int(np.diff(starts).max()),
-        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        pixels=torch.from_numpy(pixels),
         sources=tuple(name_of(row) for row in rows),
     )
 

@@ -131,7 +131,7 @@ def code_picture(pixels: UInt8[np.ndarray, "size size 3"]) -> CodedPicture:
 
 
 def decode_picture(code: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Return the pixels of a coded picture.
+    """Return the pixels of a coded picture; in memory they lie colour by colour, as models take them.
 
     Raises:
         ValueError: it is damaged.
@@ -150,12 +150,12 @@ def decode_picture(code: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
     for above, line in zip(lines, lines[1:], strict=False):
         add(line, above, line)
     planes = rows.reshape(size, 3, size)
-    pixels = np.empty((size, size, 3), np.uint8)
+    pixels = np.empty((3, size, size), np.uint8)
     green = planes[:, 1]
-    np.add(planes[:, 0], green, out=pixels[..., 0])
-    pixels[..., 1] = green
-    np.add(planes[:, 2], green, out=pixels[..., 2])
-    return pixels
+    np.add(planes[:, 0], green, out=pixels[0])
+    pixels[1] = green
+    np.add(planes[:, 2], green, out=pixels[2])
+    return pixels.transpose(1, 2, 0)
 
 
 def open_pictures(file: Any, num_rows: int, size: int) -> StoredPictures | None:

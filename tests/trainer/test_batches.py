@@ -57,6 +57,18 @@ def test_pictures_stand_at_their_own_rows_slots(workplace):
     assert np.array_equal(batch.inputs.pixels[1].permute(1, 2, 0), pictures[1])
 
 
+def test_pictures_are_scaled_as_the_config_says(workplace):
+    path = next(iter((workplace.root / "images").iterdir()))
+    colour = pad_colour(TINY.image_mean)
+    row = next(row for row in map(workplace.reader.__getitem__, range(23)) if row.img_path == path.name)
+    exact, fast = (
+        read_picture(row, workplace.layout, workplace.root / "images", None, pixels) for pixels in ("exact", "fast")
+    )
+    assert np.array_equal(exact, load_image(path, 28, "pad", colour, "exact"))
+    assert np.array_equal(fast, load_image(path, 28, "pad", colour, "fast"))
+    assert 0 < np.abs(exact.astype(int) - fast).max() <= 2
+
+
 def test_rows_as_stored_keep_their_holes_and_padding(workplace):
     rows, pictures = rows_and_pictures(workplace, range(4), packed=False)
     batch = collate(rows, pictures, workplace.layout, packed=False).to(CPU)
@@ -154,7 +166,7 @@ def test_a_picture_is_fitted_as_the_shards_say(workplace, fit):
     path = workplace.root / "images" / row.img_path
     layout = replace(workplace.layout, image_fit=fit)
     picture = read_picture(row, layout, workplace.root / "images")
-    padded, cropped = (load_image(path, 28, each, pad_colour(TINY.image_mean)) for each in ("pad", "crop"))
+    padded, cropped = (load_image(path, 28, each, pad_colour(TINY.image_mean), "fast") for each in ("pad", "crop"))
     assert not np.array_equal(padded, cropped)
     assert np.array_equal(picture, padded if fit == "pad" else cropped)
 

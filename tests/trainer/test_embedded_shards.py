@@ -27,7 +27,7 @@ def embed(workplace, root, with_picture=lambda number: True):
             trained = int(stored.loss_mask.sum())
             if stored.img_path is not None and with_picture(number):
                 colour = pad_colour(workplace.layout.image_mean)
-                pixels = load_image(workplace.root / "images" / stored.img_path, 28, "pad", colour)
+                pixels = load_image(workplace.root / "images" / stored.img_path, 28, "pad", colour, "fast")
                 writer.add_picture(stored.img_path, code_picture(pixels))
             writer.write(Row(data, stored.img_path, stored.length, trained, stored.source))
             number += 1

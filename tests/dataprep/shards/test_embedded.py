@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from dataprep.shards import ShardError, ShardReader, ShardWriter
 from dataprep.shards.embedded import CODEC, code_picture, decode_picture
 from dataprep.verification import verify
-from tests.dataprep.shards.made import rows
+from tests.dataprep.shards.made import accounting_of, rows
 
 SIZE = 28
 
@@ -73,8 +73,7 @@ def put(folder, layout, image):
     (folder / "shard-0.h5").write_bytes(image.content)
     entry = {"file": "shard-0.h5", "rows": image.num_rows, "sha256": image.sha256}
     manifest = {"layout": layout.attributes(), "shards": [{**entry, "content_sha256": image.content_sha256}]}
-    accounting = {"records": 7, "written": 7, "rows": 7, "num_refused": 0, "deduplicated": 0}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "accounting": accounting}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "accounting": accounting_of(rows(7))}))
     return folder
 
 
