@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class _Document:
     name: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Location, str] = field(default_factory=dict)
+    overridden: set[Location] = field(default_factory=set)
+    """Keys whose value is not the file's."""
 
     def place(self, location: Location) -> str:
         """Return the place of a key, or of the nearest key around it that was written down."""
@@ -55,13 +58,16 @@ def shipped(folder: str) -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.yaml"))
 
 
-def load(schema: type[Schema], name_or_path: str | Path | None, overrides: Iterable[str] = ()) -> Schema:
+def load(
+    schema: type[Schema], name_or_path: str | Path | None, overrides: Iterable[str | tuple[str, str]] = ()
+) -> Schema:
     """Read a config.
 
     Args:
         schema: what the file must look like.
         name_or_path: a YAML file, the name of a shipped one (`phase2`), or None for the defaults alone.
-        overrides: `key.path=value` strings, the value in YAML; they win over the file.
+        overrides: `key.path=value` strings, the value in YAML; they win over the file. A pair names where the string
+            came from too, such as the option that set it.
 
     Raises:
         ConfigError: no such file, no YAML, an unknown or repeated key, a value of the wrong kind.
@@ -70,7 +76,7 @@ def load(schema: type[Schema], name_or_path: str | Path | None, overrides: Itera
     if name_or_path is not None:
         document = _read(_find(schema, name_or_path))
     for override in overrides:
-        _override(document, override)
+        _override(document, *((override,) if isinstance(override, str) else override))
     return validated(schema, document.values, document)
 
 
@@ -174,12 +180,12 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _override(document: _Document, override: str) -> None:
+def _override(document: _Document, override: str, source: str = "command line") -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"command line: {override}: expected key=value")
+        raise ConfigError(f"{source}: {override}: expected key=value")
     location = tuple(key.split("."))
-    place = f"command line: {override}"
+    place = f"{source}: {override}"
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -191,7 +197,8 @@ def _override(document: _Document, override: str) -> None:
         target = target[step]
     value_document = _Document(place)
     target[location[-1]] = None if node is None else _plain(node, (), value_document)
-    document.places[location] = "command line"
+    document.places[location] = source
+    document.overridden.add(location)
 
 
 def _explain(schema: type[StrictConfig], document: _Document, fault: Any) -> str:
@@ -205,8 +212,24 @@ def _explain(schema: type[StrictConfig], document: _Document, fault: Any) -> str
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     # A fault between the keys of a config has the whole config for its input; the message says what was found.
     is_whole_config = isinstance(fault["input"], dict | BaseModel) and _fields_at(schema, location)
-    found = "" if is_whole_config else f", found {fault['input']!r}"
+    if is_whole_config:
+        place = _place_of_contradiction(document, location, message)
+    found = "" if is_whole_config else f", found {fault['input']!r}{_nearest_choice(fault)}"
     return f"{place}: {dotted}: {message[0].lower()}{message[1:]}{found}"
+
+
+def _place_of_contradiction(document: _Document, location: Location, message: str) -> str:
+    """Return the place of a key that a fault between keys names, of one from the command line where there is one."""
+    named = [(*location, word) for word in re.findall(r"\w+", message) if (*location, word) in document.places]
+    named.sort(key=lambda key: key not in document.overridden)
+    return document.places[named[0]] if named else document.place(location)
+
+
+def _nearest_choice(fault: Any) -> str:
+    """Say which of the possible words was meant, where one is like the one that was found."""
+    choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(fault["input"]), choices, n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _nearest(schema: type[BaseModel], location: Location) -> str:

@@ -12,10 +12,10 @@ from dataprep.config import CompileConfig
 from dataprep.conversation import Conversation, Refusal, parse, validate
 from dataprep.encoding import Sample, TextEncoder, encode, encode_batch
 from dataprep.images import ImageFault
-from dataprep.layouts import find_layout, find_prompter
+from dataprep.layouts import find_prompter
 from dataprep.plan import MAX_FILES
 from dataprep.rows import lay_out, limit_of, shorten
-from dataprep.shards.layout import Row, Source
+from dataprep.shards.layout import Row, RowLayout, Source
 from dataprep.shards.writer import ShardImage, ShardWriter
 from dataprep.templates import Span
 from dataprep.verdicts import ImageVerdicts
@@ -100,6 +100,7 @@ class Compiler:
 
     Args:
         encoder: of the tokenizer, built in this process.
+        layout: of the rows: `find_layout` of both.
         verdicts: says which pictures can be used.
         progress: called with the number of records done since the last call.
     """
@@ -108,12 +109,13 @@ class Compiler:
         self,
         config: CompileConfig,
         encoder: TextEncoder,
+        layout: RowLayout,
         verdicts: ImageVerdicts,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.encoder = encoder
-        self.layout = find_layout(config, encoder)
+        self.layout = layout
         self.verdicts = verdicts
         self.progress = progress
         self._limit = limit_of(config)

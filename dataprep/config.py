@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import PurePath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -100,7 +100,9 @@ class CompileConfig(StrictConfig):
     @model_validator(mode="after")
     def _consistent(self) -> CompileConfig:
         if self.template.startswith("plain") != (self.phase == 1):
-            raise ValueError(f"template {self.template} is not one of phase {self.phase}")
+            names = get_args(type(self).model_fields["template"].annotation)
+            fitting = ", ".join(name for name in names if name.startswith("plain") == (self.phase == 1))
+            raise ValueError(f"template {self.template} is not one of phase {self.phase}; choose from {fitting}")
         if self.row_width == "fit" and self.phase == 1:
             raise ValueError("row_width fit makes room for text-only samples, and phase 1 has none")
         if self.image_pixels == "exact" and self.images == "path":

@@ -9,13 +9,14 @@ against transformers' `apply_chat_template` for the other templates.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from tokenizers import Tokenizer
@@ -78,7 +79,6 @@ class TextEncoder:
 
     Attributes:
         dialect: what templates have to know of it.
-        fingerprint: see `dataprep.shards.fingerprint`.
         control_ids: the ids of the tokens beside the vocabulary, by their text.
         bos_id: `NO_ID` where the tokenizer has none.
 
@@ -90,9 +90,8 @@ class TextEncoder:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         files, config = read_tokenizer_files(folder)
-        self.fingerprint = tokenizer_fingerprint(folder)
         refuse_unsafe(files, self.folder)
-        self._tokenizer = Tokenizer.from_str(json.dumps(text_only(files)))
+        self._tokenizer = Tokenizer.from_buffer(msgspec.json.encode(text_only(files)))
         self.control_ids = control_ids(files, config)
         self.dialect = dialect_of(files, config, read_chat_template(folder, config), self.control_ids)
         self.vocab_size = _vocab_size(files["model"]["vocab"], self.control_ids)
@@ -104,6 +103,11 @@ class TextEncoder:
         self._num_compared = 0
         self._cache = None if os.environ.get(CACHE_SWITCH) == "off" else word_cache(self._tokenizer, files)
         self._refuse_found_controls()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `dataprep.shards.fingerprint`. Costs more than loading the tokenizer, and workers have no use for it."""
+        return tokenizer_fingerprint(self.folder)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without any control id and without a dummy prefix."""

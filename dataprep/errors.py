@@ -15,6 +15,10 @@ NOT_THE_FILE = (
 )
 
 
+#: Whose `ValueError` kinds say what a user can mend; any other is a bug and keeps its traceback.
+OURS = ("configs", "dataprep")
+
+
 class Exit(IntEnum):
     """Exit codes of every command."""
 
@@ -35,3 +39,18 @@ class CommandError(Exception):
     def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+def mendable(error: Exception) -> CommandError | None:
+    """Return what a user is told of an error that they can do something about; None for a bug."""
+    if isinstance(error, CommandError):
+        return error
+    if isinstance(error, OSError):
+        if error.errno in NO_SPACE:
+            return CommandError(f"no space left: {error}", Exit.NO_SPACE)
+        # What the system said of which file, without its number.
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return CommandError(said)
+    if isinstance(error, ValueError) and type(error).__module__.split(".")[0] in OURS:
+        return CommandError(str(error), Exit.INTEGRITY if type(error).__name__ == "ShardError" else Exit.USAGE)
+    return None

@@ -12,6 +12,7 @@ tokenizer/            the tokenizer's files, so that the shards can be read back
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,12 @@ class OutputFolder:
         self.identity = identity
         self.tasks = folder / ".tasks"
         self._claim(identity)
+
+    def without_identity(self) -> OutputFolder:
+        """Return the folder for a process that only adds shards to it."""
+        folder = copy.copy(self)
+        folder.identity = {}
+        return folder
 
     def _claim(self, identity: dict[str, Any]) -> None:
         path = self.tasks / "run.json"
@@ -155,12 +162,18 @@ class OutputFolder:
         return record
 
     def finish(
-        self, records: Sequence[dict[str, Any]], layout: RowLayout, identity: dict[str, Any], deduplicated: int = 0
+        self,
+        records: Sequence[dict[str, Any]],
+        layout: RowLayout,
+        identity: dict[str, Any],
+        deduplicated: int = 0,
+        held_out: Tally | None = None,
     ) -> Tally:
         """Write everything that describes the run as a whole; the manifest last, since it makes the folder readable.
 
         Args:
             deduplicated: records that no task holds, since an equal one comes before them.
+            held_out: what became of the records of `holdout/`, where there is such a folder in this one.
         """
         tally = Tally(records=deduplicated, deduplicated=deduplicated)
         for record in records:
@@ -174,6 +187,7 @@ class OutputFolder:
             "layout": layout.attributes(),
             "accounting": {**tally.as_dict(), "num_refused": tally.num_refused},
             **identity,
+            **_told_of(held_out),
             "shards": shards,
         }
         publish(self.folder / "README.md", card(manifest).encode("utf-8"))
@@ -190,6 +204,24 @@ class OutputFolder:
 
     def _record_path(self, task: Work) -> Path:
         return self.tasks / f"{task.index:05d}.json"
+
+
+def made_anew(made: int, tasks: int) -> str | None:
+    """Return what a run that found some of its tasks done has compiled, as a sentence; None of one that found none."""
+    if made == tasks:
+        return None
+    there = tasks - made
+    if not made:
+        return f"nothing was compiled anew: {f'all {tasks} tasks were' if tasks > 1 else 'its one task was'} there"
+    verbs = ["was" if count == 1 else "were" for count in (made, there)]
+    return f"{made} of {tasks} tasks {verbs[0]} missing and compiled now; {there} {verbs[1]} there"
+
+
+def _told_of(held_out: Tally | None) -> dict[str, Any]:
+    """Return what the manifest of a folder says of the `holdout/` in it."""
+    if held_out is None:
+        return {}
+    return {"holdout": {name: getattr(held_out, name) for name in ("records", "written", "rows")}}
 
 
 def data_params(layout: RowLayout, tally: Tally, identity: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from dataprep.compiler import Compiler, Tally, Work
@@ -24,7 +24,7 @@ from dataprep.plan import InputFile, change_of, plan, survey
 from dataprep.selection import keep_order, needs_selection, order_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
-from dataprep.workers import DIED, StandstillWatch, begin_worker, lost_worker, out_of_memory, stop_workers, worker_map
+from dataprep.workers import StandstillWatch, begin_worker, out_of_memory, worker_map, worker_pool
 
 #: Seconds between two looks at the workers' counter.
 TICK = 0.2
@@ -105,11 +105,18 @@ class Prepared:
 Assignment = tuple[int, Work]
 
 
-def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int], None] = lambda _: None) -> Tally:
+def run_job(
+    job: Job,
+    workers: int,
+    progress: Progress,
+    started: Callable[[int], None] = lambda _: None,
+    ended: Callable[[int, int], None] = lambda made, tasks: None,
+) -> Tally:
     """Compile everything that is not yet compiled; return the accounting of the whole folder.
 
     Args:
         started: called once with the number of records.
+        ended: called once with the number of tasks that were compiled, and of all.
 
     Raises:
         CommandError: folder conflict (4), no space (6).
@@ -117,8 +124,10 @@ def run_job(job: Job, workers: int, progress: Progress, started: Callable[[int],
     with resources(job.output), only_run(job.output / ".lock", job.output):
         prepared = prepare(job, input_files(job.inputs), workers)
         started(prepared.num_records)
-        compile_missing(prepared, prepared.work, workers, progress)
-        return finish(prepared)
+        made = compile_missing(prepared, prepared.work, workers, progress)
+        tally = finish(prepared)
+        ended(made, len(prepared.work))
+        return tally
 
 
 def prepare(job: Job, files: Sequence[InputFile], workers: int, num_duplicates: int | None = None) -> Prepared:
@@ -178,8 +187,8 @@ def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[s
     }
 
 
-def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress) -> None:
-    """Compile those tasks of `work` that have no whole shards yet.
+def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress) -> int:
+    """Compile those tasks of `work` that have no whole shards yet; return their number.
 
     Raises:
         CommandError: an input is not as planned, before or after (4); then nothing that was compiled counts as done.
@@ -207,6 +216,7 @@ def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int
         for number, task in missing:
             prepared.parts[number].output.forget(task)
         raise
+    return len(missing)
 
 
 def require_inputs(prepared: Prepared, work: Iterable[Assignment]) -> None:
@@ -235,7 +245,8 @@ def finish(prepared: Prepared) -> Tally:
         part = prepared.parts[number]
         records = [part.output.record(task) for task in part.tasks]
         part.output.keep_tokenizer(prepared.job.tokenizer)
-        tally = part.output.finish(records, prepared.layout, prepared.identity, part.deduplicated)
+        held_out = None if number or len(prepared.parts) == 1 else total
+        tally = part.output.finish(records, prepared.layout, prepared.identity, part.deduplicated, held_out)
         if not tally.balanced():
             raise AssertionError(f"records do not add up: {tally}")
         tally.held_out = tally.written if number else 0
@@ -251,7 +262,7 @@ Report = tuple[dict[str, Any] | None, int]
 
 def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
     advanced: list[int] = []
-    compiler = make_compiler(prepared.job, advanced.append, encoder=prepared.encoder)
+    compiler = make_compiler(prepared.job, prepared.layout, advanced.append, encoder=prepared.encoder)
     for number, task in work:
         record = prepared.parts[number].output.make(task, compiler.run)
         yield record, sum(advanced)
@@ -268,39 +279,44 @@ def make_verdicts(job: Job, remember: bool = True) -> ImageVerdicts:
 
 def make_compiler(
     job: Job,
+    layout: RowLayout | None = None,
     progress: Callable[[int], None] = lambda _: None,
     remember: bool = True,
     encoder: TextEncoder | None = None,
 ) -> Compiler:
-    """Return the compiler of a job, with this process's encoder of the job's tokenizer where it has one."""
-    return Compiler(job.config, encoder or TextEncoder(job.tokenizer), make_verdicts(job, remember), progress)
+    """Return the compiler of a job, with this process's encoder and the layout of the job where they are known."""
+    encoder = encoder or TextEncoder(job.tokenizer)
+    layout = layout or find_layout(job.config, encoder)
+    return Compiler(job.config, encoder, layout, make_verdicts(job, remember), progress)
 
 
 def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
-    # spawn: a fork would copy the parent's threads' locks and an HDF5 library in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    seen = 0
-    outputs = tuple(part.output for part in prepared.parts)
-    pool = ProcessPoolExecutor(min(workers, len(work)), context, _start_worker, (prepared.job, outputs, counter))
-    watch = StandstillWatch(pool)
-    try:
-        waiting: set[Future[dict[str, Any]]] = {pool.submit(_work, assignment) for assignment in work}
-        while waiting:
+    counter = multiprocessing.get_context("spawn").Value("q", 0)
+    seen, left = 0, len(work)
+    # In no lock of Python's own may a signal find this thread, or the pool would wait for it for ever: so a queue that
+    # has none, and no `concurrent.futures.wait`, which takes the lock of every task that waits.
+    finished: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
+    # a shard in hand when the pool ends is dropped, since it has no name yet
+    arguments = (*_for_workers(prepared), counter)
+    with worker_pool(min(workers, left), _start_worker, arguments) as pool:
+        watch = StandstillWatch(pool)
+        for assignment in work:
+            pool.submit(_work, assignment).add_done_callback(finished.put)
+        while left:
             watch.check()
-            finished, waiting = wait(waiting, timeout=TICK, return_when=FIRST_COMPLETED)
+            future = None
+            with suppress(Empty):
+                future = finished.get(timeout=TICK)
+                left -= 1
             done = counter.get_obj().value  # without its lock: a killed worker may hold that for ever
-            yield None, done - seen
+            yield future and future.result(), done - seen
             seen = done
-            for future in finished:
-                yield future.result(), 0
-        yield None, counter.get_obj().value - seen
-    except (BrokenProcessPool, OSError) as error:
-        if not lost_worker(pool, error):
-            raise
-        raise CommandError(DIED, Exit.BUG) from None
-    finally:
-        stop_workers(pool)  # a shard in hand is dropped, since it has no name yet
+
+
+def _for_workers(prepared: Prepared) -> tuple[Job, RowLayout, tuple[OutputFolder, ...]]:
+    """Return what a worker needs; the list of all inputs is long, and each of its tasks names those it reads."""
+    outputs = tuple(part.output.without_identity() for part in prepared.parts)
+    return replace(prepared.job, inputs=()), prepared.layout, outputs
 
 
 _worker: tuple[Compiler, tuple[OutputFolder, ...]] | None = None
@@ -309,7 +325,7 @@ _worker: tuple[Compiler, tuple[OutputFolder, ...]] | None = None
 _failure: BaseException | None = None
 
 
-def _start_worker(job: Job, outputs: tuple[OutputFolder, ...], counter: Any) -> None:
+def _start_worker(job: Job, layout: RowLayout, outputs: tuple[OutputFolder, ...], counter: Any) -> None:
     global _worker
     begin_worker()
     # One process a core: the tokenizer's own threads would only compete.
@@ -319,7 +335,7 @@ def _start_worker(job: Job, outputs: tuple[OutputFolder, ...], counter: Any) -> 
         with counter.get_lock():
             counter.value += done
 
-    _worker = make_compiler(job, progress), outputs
+    _worker = make_compiler(job, layout, progress), outputs
 
 
 def _work(assignment: Assignment) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataprep.conversation import BYTE_ORDER_MARK, placed_lines, read_lines
 from dataprep.errors import CommandError, Exit
 from dataprep.shards.layout import Source
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
 
 #: Small inputs are cut finer than a full shard, so that several workers have something to do.
 MIN_TASKS = 8

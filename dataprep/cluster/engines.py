@@ -28,7 +28,7 @@ from datatrove.utils.logging import logger
 from multiprocess.process import current_process
 from pydantic import TypeAdapter, ValidationError
 
-from dataprep.errors import CommandError, Exit
+from dataprep.errors import CommandError, Exit, mendable
 
 EXECUTORS: dict[str, type[PipelineExecutor]] = {
     "local": LocalPipelineExecutor,
@@ -118,10 +118,9 @@ def do_share(values: dict[str, Any], rank: int, world_size: int, alone: bool) ->
         os.chdir(errand.folder)
         errand.outcome(rank, world_size).unlink(missing_ok=True)
         outcome = _do_share(errand, rank, world_size, alone)
-    except CommandError as error:
-        outcome = Outcome(error.code, str(error))
-    except Exception:
-        outcome = Outcome(Exit.BUG, traceback.format_exc())
+    except Exception as error:
+        known = mendable(error)
+        outcome = Outcome(Exit.BUG, traceback.format_exc()) if known is None else Outcome(known.code, str(known))
     _write_outcome(errand, rank, world_size, outcome)
     sys.exit(outcome.code)
 

@@ -20,7 +20,7 @@ from dataprep.cluster.plans import PLAN_NAME, Plan, follow, make_plan, read_plan
 from dataprep.compiler import Tally
 from dataprep.errors import CommandError, Exit
 from dataprep.locking import only_run, only_share
-from dataprep.output import HOLDOUT_NAME
+from dataprep.output import HOLDOUT_NAME, made_anew
 from dataprep.pipeline import Assignment, Job, Prepared, Progress, compile_missing, finish, resources
 from dataprep.shards.layout import ShardError
 from dataprep.shards.manifest import read_manifest
@@ -68,7 +68,7 @@ def run_share(
 
     Args:
         started: called once with about the number of the share's records.
-        notice: told, in a sentence, what the share waits for.
+        notice: told, in a sentence, what the share waits for, and what of it was there already.
 
     Raises:
         CommandError: another run or the same share is at work, inputs or config are not as planned (4); no space (6).
@@ -80,7 +80,8 @@ def run_share(
         work = share.of(prepared.work)
         _remove_unfinished(prepared, work)
         started(round(prepared.num_records * len(work) / max(len(prepared.work), 1)))
-        compile_missing(prepared, work, workers, progress)
+        if found := made_anew(compile_missing(prepared, work, workers, progress), len(work)):
+            notice(f"share {share}: {found}")
         return _end(prepared, share, work, notice)
 
 

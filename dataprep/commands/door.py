@@ -14,10 +14,7 @@ from typing import Any
 
 import click
 
-from dataprep.errors import NO_SPACE, CommandError, Exit
-
-#: Whose `ValueError` kinds say what a user can mend; any other is a bug and keeps its traceback.
-OURS = ("configs", "dataprep")
+from dataprep.errors import CommandError, Exit, mendable
 
 
 class _Terminated(BaseException):
@@ -36,17 +33,13 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
             fail("interrupted; run the same command again to go on", Exit.INTERRUPTED)
         except _Terminated:
             fail("terminated; run the same command again to go on", Exit.TERMINATED)
-        except CommandError as error:
-            fail(str(error), error.code)
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                _give_stdout_up()
-                fail(f"no space left: {error}", Exit.NO_SPACE)
-            fail(_said(error), Exit.USAGE)
-        except ValueError as error:
-            if type(error).__module__.split(".")[0] not in OURS:
+        except Exception as error:
+            known = mendable(error)
+            if known is None:
                 raise
-            fail(str(error), _code(error))
+            if known.code == Exit.NO_SPACE:
+                _give_stdout_up()
+            fail(str(known), known.code)
         sys.exit(int(code or 0))
 
     return run
@@ -56,11 +49,6 @@ def _give_stdout_up() -> None:
     """Send what could not be printed nowhere: Python would try it again on its way out, and end with 120."""
     with suppress(OSError, ValueError):  # it may be no file of the system's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _said(error: OSError) -> str:
-    """Return what the system said of which file, without its number."""
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def fail(message: str, code: Exit) -> None:
@@ -86,6 +74,13 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
+def existing_folder(path: Path, what: str) -> Path:
+    """Return a path that must be a folder of shards, or at least a folder."""
+    if not existing(path, what).is_dir():
+        raise CommandError(f"{what} {path}: is a file; give the folder that `llava-prep to-h5` has written")
+    return path
+
+
 def table(rows: list[tuple[str, Any]]) -> str:
     """Return two aligned columns."""
     width = max((len(name) for name, _ in rows), default=0)
@@ -108,7 +103,3 @@ def records_bar(quiet: bool, what: str | None = None) -> Iterator[Callable[[int]
 def _terminate(signum: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one must not interrupt the tidying up.
     raise _Terminated
-
-
-def _code(error: Exception) -> Exit:
-    return Exit.INTEGRITY if type(error).__name__ == "ShardError" else Exit.USAGE

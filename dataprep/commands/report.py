@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dataprep.commands.door import door, existing, result, table
+from dataprep.commands.door import door, existing_folder, result, table
 
 
 @click.command("report")
@@ -25,6 +25,6 @@ def command(folder: Path, output: Path | None, as_json: bool) -> None:
     """
     from dataprep.report import write_report
 
-    written = write_report(existing(folder, "report"), output)
+    written = write_report(existing_folder(folder, "report"), output)
     values = {"report": str(written.page), **written.values}
     result(values, as_json, f"{table(list(written.summary))}\n{written.page}")

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataprep.commands.cluster_options import Cluster, cluster_options
+from dataprep.commands.compile_config import read_config, source_named
 from dataprep.commands.door import door, existing, result, say, table
 from dataprep.errors import CommandError, Exit
 from dataprep.provenance import check_source
 
 if TYPE_CHECKING:
     from dataprep.compiler import Tally
-    from dataprep.config import CompileConfig
     from dataprep.pipeline import Job
 
 
@@ -83,19 +83,29 @@ def command(
 
     workspace = load_workspace()
     job = _job(context.obj or workspace.root, workspace.tokenizer, **options)
-    if dry_run:
-        return _dry_run(job, workers, as_json)
-    tally = cluster.run(job, workers, as_json, _bar) if cluster else _run(job, workers, as_json)
+    with source_named(options):
+        if dry_run:
+            return _dry_run(job, workers, as_json)
+        made: dict[str, int] = {}
+        tally = cluster.run(job, workers, as_json, _bar) if cluster else _run(job, workers, as_json, made)
     if tally is None:  # other shares are at work; the last one says what became of all records
         return Exit.OK
-    _show(job, tally, as_json)
+    _show(job, tally, made, as_json)
     if tally.num_refused:
         say(f"which were refused, and why: {job.output / 'refused.jsonl'}")
+    return _verdict(job, tally, max_refused)
+
+
+def _verdict(job: Job, tally: Tally, max_refused: float) -> int:
+    """Return the exit code; where too many records were refused, say what can be done about it."""
+    from dataprep.remedies import remedy
+
+    if tally.num_refused > max_refused * tally.records:
+        told = remedy(tally, job.config, job.image_root)
+        say(f"llava-prep: {tally.num_refused} of {tally.records} records refused: more than {max_refused:.2%}; {told}")
+        return Exit.REFUSED
     if tally.refused["missing_image"] > tally.records / 2:
         say(f"most pictures were not found under {job.image_root}; --image-dir is what image keys are relative to")
-    if tally.num_refused > max_refused * tally.records:
-        say(f"llava-prep: {tally.num_refused} of {tally.records} records refused: more than {max_refused:.2%}")
-        return Exit.REFUSED
     return Exit.OK
 
 
@@ -114,7 +124,7 @@ def _job(
     from dataprep.hub import tokenizer_folder
     from dataprep.pipeline import Job
 
-    config = _config(phase, config_name, overrides, choices)
+    config = read_config(phase, config_name, overrides, choices)
     name = tokenizer or workspace_tokenizer
     if name is None:
         raise CommandError(
@@ -132,18 +142,6 @@ def _job(
         image_root=existing(image_dir or root, "--image-dir").resolve(),
         output=output or root / "h5" / f"phase{phase}",
     )
-
-
-def _config(phase: str, name: str | None, overrides: tuple[str, ...], choices: dict[str, Any]) -> CompileConfig:
-    from configs import load
-    from dataprep.config import CompileConfig
-
-    keys = {"image_fit": "image.fit"}
-    flags = [f"{keys.get(option, option)}={value}" for option, value in choices.items() if value is not None]
-    config = load(CompileConfig, name or f"phase{phase}", [*overrides, *flags])
-    if config.phase != int(phase):
-        raise CommandError(f"--phase {phase}: the config {name} is of phase {config.phase}")
-    return config
 
 
 def _inputs(root: Path, phase: str, given: tuple[Path, ...]) -> Iterator[Path]:
@@ -168,11 +166,15 @@ def _inputs(root: Path, phase: str, given: tuple[Path, ...]) -> Iterator[Path]:
         yield path
 
 
-def _run(job: Job, workers: int, quiet: bool) -> Tally:
+def _run(job: Job, workers: int, quiet: bool, made: dict[str, int]) -> Tally:
+    """Compile what is missing; put into `made` how many tasks that were."""
     from dataprep.pipeline import run_job
 
+    def ended(compiled: int, tasks: int) -> None:
+        made.update(tasks=tasks, tasks_compiled=compiled)
+
     with _bar(quiet) as (started, progress):
-        return run_job(job, workers, progress, started)
+        return run_job(job, workers, progress, started, ended)
 
 
 @contextmanager
@@ -194,14 +196,16 @@ def _bar(quiet: bool) -> Iterator[Any]:
         bar.close()
 
 
-def _show(job: Job, tally: Tally, as_json: bool) -> None:
+def _show(job: Job, tally: Tally, made: dict[str, int], as_json: bool) -> None:
     """Print the accounting, make the report, and print that in a few lines too."""
+    from dataprep.output import made_anew
     from dataprep.report import try_report
 
     report = try_report(job.output, say)
-    values = {"output": str(job.output), **_values(tally), "report": str(report.page) if report else None}
+    values = {"output": str(job.output), **made, **_values(tally), "report": str(report.page) if report else None}
     shown = f"\n\n{table(report.summary)}\n{report.page}" if report else ""
-    result(values, as_json, f"{job.output}\n{_table(tally)}{shown}")
+    anew = made_anew(made["tasks_compiled"], made["tasks"]) if made else None
+    result(values, as_json, f"{job.output}{f': {anew}' if anew else ''}\n{_table(tally)}{shown}")
 
 
 def _dry_run(job: Job, workers: int, as_json: bool) -> int:
@@ -218,8 +222,8 @@ def _values(tally: Tally) -> dict[str, Any]:
 
 def _table(tally: Tally) -> str:
     rows = [("records", tally.records), ("  written", tally.written)]
+    rows += [("    records held out", tally.held_out)] * bool(tally.held_out)
     rows += [(f"  refused: {reason}", count) for reason, count in sorted(tally.refused.items())]
-    rows += [("  held out", tally.held_out)] * bool(tally.held_out)
     rows += [("  deduplicated", tally.deduplicated), ("rows", tally.rows), ("  text-only", tally.text_only)]
     rows += [("  truncated", tally.truncated), ("  split records", tally.split)]
     rows += [(f"normalised: {rule}", count) for rule, count in sorted(tally.normalised.items())]

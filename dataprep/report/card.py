@@ -51,7 +51,7 @@ compiled by llava-prep: tokens, labels, loss masks and padding masks are laid ou
 
 ## Counts
 
-{_counts(counts)}
+{_counts(counts)}{_held_out(manifest)}
 Lengths, packing, sources, refusals and a few rows are shown in `report.html`; `refused.jsonl` names every refused
 record.
 
@@ -130,6 +130,13 @@ def _counts(counts: dict[str, Any]) -> str:
     ]
     table = "".join(f"| {text} | {big(count)} | {share} |\n" for text, count, share in lines)
     return "| | number | share |\n| --- | ---: | ---: |\n" + table
+
+
+def _held_out(manifest: dict[str, Any]) -> str:
+    held_out = manifest.get("holdout")
+    if not isinstance(held_out, dict) or type(held_out.get("written")) is not int:
+        return ""
+    return f"\nBeside these, {number(held_out['written'], 'record')} were held out: they are in `holdout/`.\n"
 
 
 def _made(manifest: dict[str, Any]) -> str:

@@ -53,15 +53,20 @@ def evenly(by_value: np.ndarray, last: int) -> Binned:
     return _binned(by_value, [*range(low, max(high, low + 1), width), max(high, low + 1)])
 
 
-def doubling(by_value: np.ndarray) -> Binned:
-    """Gather counts by value into bars of which every second is twice as wide, for values that are mostly small.
+def from_nothing(by_value: np.ndarray) -> Binned:
+    """Gather counts by value into at most `BARS` bars that hold equally many values each, from 0 to the largest found.
 
     Args:
         by_value: int64 (K, V).
     """
-    high = max(2, int(np.flatnonzero(by_value.sum(axis=0))[-1]))
-    edges = sorted({round(2 ** (half / 2)) for half in range(2 * high.bit_length())})
-    return _binned(by_value, [0, *(value for value in edges if value < high), high])
+    found = np.flatnonzero(by_value.sum(axis=0))
+    high, width = int(found[-1]) if len(found) else 0, 1
+    while width * BARS <= high:
+        width *= 2
+    end = (high // width + 1) * width
+    part = np.zeros((len(by_value), end), np.int64)
+    part[:, : high + 1] = by_value[:, : high + 1]
+    return _binned(part, [*range(0, end, width), end - 1])
 
 
 def _binned(by_value: np.ndarray, edges: list[int]) -> Binned:

@@ -102,10 +102,11 @@ class Facts:
 
     @property
     def num_held_out(self) -> int:
-        """Rows that `to-h5 --holdout` put into a folder of their own, inside this one."""
+        """Records that `to-h5 --holdout` wrote into a folder of their own, inside this one."""
         if not (self.folder / HOLDOUT_NAME / MANIFEST_NAME).is_file():
             return 0
-        return sum(shard["rows"] for shard in read_manifest(self.folder / HOLDOUT_NAME)[0]["shards"])
+        written = read_manifest(self.folder / HOLDOUT_NAME)[0]["accounting"].get("written")
+        return written if type(written) is int else 0
 
     @property
     def whole(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dataprep.report.charts import doubling, evenly, histogram, share_bar
+from dataprep.report.charts import evenly, from_nothing, histogram, share_bar
 from dataprep.report.efficiency import BUDGETS, GPUS, SAMPLES_PER_STEP, dealt_efficiency, other_ways
 from dataprep.report.gather import COUNTS, Facts, SourceTotals
 from dataprep.report.markup import Markup, join, tag
@@ -54,7 +54,8 @@ def accounting(facts: Facts) -> Markup:
 def _held_out(facts: Facts) -> Markup | None:
     if not facts.num_held_out:
         return None
-    text = f"Beside these, {number(facts.num_held_out, 'row')} are held out in holdout/, which has a report of its own."
+    records = number(facts.num_held_out, "record")
+    text = f"Beside these, {records} were held out: they are in holdout/, which has a report of its own."
     return tag("p", text, class_="note")
 
 
@@ -105,7 +106,7 @@ def trained(facts: Facts) -> Markup:
     if not by_value.any():
         return tag("p", "There are no rows.")
     counts = facts.accounting
-    bars = doubling(by_value[None])
+    bars = from_nothing(by_value[None])
     sentence = (
         f"Positions with a loss: {percent(counts['loss_tokens'], counts['attended_tokens'])} of the attended ones."
     )

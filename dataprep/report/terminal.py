@@ -46,6 +46,8 @@ def summary(facts: Facts) -> list[tuple[str, str]]:
     lines = [
         ("rows", f"{big(counts['rows'])} in {number(len(facts.manifest['shards']), 'shard')}, {size(facts.num_bytes)}")
     ]
+    if facts.num_held_out:
+        lines.append(("held out", f"{number(facts.num_held_out, 'record')}, in holdout/ and not in these figures"))
     for text, by_value in (("length of a row", columns.lengths.sum(axis=0)), ("trained tokens a row", columns.trained)):
         if found := quantiles(by_value, (0.0, 0.5, 0.99, 1.0)):
             low, median, high, top = map(big, found)

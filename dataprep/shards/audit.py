@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -45,8 +45,42 @@ class ForeignPromise:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def audit_own(path: Path, num_rows: int, content_sha256: str, layout: RowLayout) -> None:
+class Held(NamedTuple):
+    """What the rows of a shard, or of several one after the other, add up to."""
+
+    rows: int = 0
+    written: int = 0
+    """Records: the rows of one that was split follow each other, and name the same line of the same file."""
+    text_only: int = 0
+    """Records without a picture."""
+    attended_tokens: int = 0
+    loss_tokens: int = 0
+    first: tuple[str, int] | None = None
+    """File and line of the first row's record; None where there is no row."""
+    last: tuple[str, int, bool] | None = None
+    """File and line of the last row's record, and whether it has a picture."""
+
+    def followed_by(self, other: Held) -> Held:
+        """Return what this and the shards behind it hold together: a record may stand on both sides of a border."""
+        if self.last is None or other.first is None:
+            return other if self.last is None else self
+        shared = self.last[:2] == other.first
+        return Held(
+            rows=self.rows + other.rows,
+            written=self.written + other.written - shared,
+            text_only=self.text_only + other.text_only - (shared and not self.last[2]),
+            attended_tokens=self.attended_tokens + other.attended_tokens,
+            loss_tokens=self.loss_tokens + other.loss_tokens,
+            first=self.first,
+            last=other.last,
+        )
+
+
+def audit_own(path: Path, num_rows: int, content_sha256: str, layout: RowLayout) -> Held:
     """Compare one of our shards with its entry in the manifest, row by row; its sha256 is compared elsewhere.
+
+    Returns:
+        What its rows add up to, for the accounting of the folder.
 
     Raises:
         ShardError: it is another one, or it contradicts itself.
@@ -62,16 +96,34 @@ def audit_own(path: Path, num_rows: int, content_sha256: str, layout: RowLayout)
         _expect(path, "shape of data", data.shape, (num_rows, len(FEATURES), layout.max_seq_length))
         columns = {name: _column(file, name, num_rows, path) for name in ("length", "num_loss_tokens", "has_image")}
         sources = {name: _column(file, f"source/{name}", num_rows, path) for name in ("file", "line", "id")}
-        num_files = len(file["source"].attrs["source_files"])
-        if not ((sources["file"] >= 0) & (sources["file"] < num_files)).all():
-            raise ShardError(f"{path}: source/file points outside the {num_files} source_files")
+        files = [str(name) for name in file["source"].attrs["source_files"]]
+        if not ((sources["file"] >= 0) & (sources["file"] < len(files))).all():
+            raise ShardError(f"{path}: source/file points outside the {len(files)} source_files")
         content = ContentHash(layout)
         for start, block in _blocks(data):
             for index, row in enumerate(block, start):
                 _audit_row(path, index, row, paths[index], columns, layout)
                 content.add(row, paths[index], int(columns["length"][index]), int(columns["num_loss_tokens"][index]))
         add_pictures(file, num_rows, layout.image_size, content)
+        held = _held(columns, sources, files)
     _expect(path, "content_sha256", content.hexdigest(), content_sha256)
+    return held
+
+
+def _held(columns: dict[str, np.ndarray], sources: dict[str, np.ndarray], files: list[str]) -> Held:
+    """Add up the small columns of a shard, which have been compared with its rows."""
+    file, line, has_image = sources["file"], sources["line"], columns["has_image"]
+    begins = np.append(True, (file[1:] != file[:-1]) | (line[1:] != line[:-1]))
+    places = [(files[file[row]], int(line[row])) for row in (0, -1)]
+    return Held(
+        rows=len(file),
+        written=int(begins.sum()),
+        text_only=int((begins & ~has_image.astype(bool)).sum()),
+        attended_tokens=int(columns["length"].sum(dtype=np.int64)),
+        loss_tokens=int(columns["num_loss_tokens"].sum(dtype=np.int64)),
+        first=places[0],
+        last=(*places[1], bool(has_image[-1])),
+    )
 
 
 def _audit_row(

@@ -30,9 +30,9 @@ class ContentHash:
         head = b"%d:%s%d,%d,%d;" % (len(path), path, length, num_loss_tokens, used)
         self._digest.update(head)
         data = data[:, :used]
-        for ids, mask in zip(data[::2], data[1::2].astype(np.uint8), strict=True):
-            self._digest.update(np.ascontiguousarray(ids, "<i4"))
-            self._digest.update(mask)
+        for ids, mask in zip(data[::2], data[1::2].astype(np.uint8, order="C"), strict=True):
+            self._digest.update(np.ascontiguousarray(ids, "<i4").data)
+            self._digest.update(mask.data)
 
     def add_bytes(self, content: bytes) -> None:
         """Add what is no row: a picture's code."""

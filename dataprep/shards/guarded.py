@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dataprep.shards.audit import ForeignPromise, audit_foreign, audit_own
+from dataprep.shards.audit import ForeignPromise, Held, audit_foreign, audit_own
 from dataprep.shards.layout import RowLayout, ShardError
 
 #: Exit status of a child that ran out of the memory it may use.
@@ -62,13 +62,15 @@ class Guarded:
         """
         self._ask("foreign", path, asdict(promise))
 
-    def audit_own(self, path: Path, num_rows: int, content_sha256: str, layout: RowLayout) -> None:
+    def audit_own(self, path: Path, num_rows: int, content_sha256: str, layout: RowLayout) -> Held:
         """Run `audit.audit_own` in the child.
 
         Raises:
             ShardError: what it raises, or what became of the child.
         """
-        self._ask("own", path, {"num_rows": num_rows, "content_sha256": content_sha256, "layout": layout.attributes()})
+        values = {"num_rows": num_rows, "content_sha256": content_sha256, "layout": layout.attributes()}
+        found = self._ask("own", path, values)
+        return Held(**{**found, "first": tuple(found["first"]), "last": tuple(found["last"])})
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -77,17 +79,18 @@ class Guarded:
             child.kill()
             child.communicate()
 
-    def _ask(self, kind: str, path: Path, values: dict[str, Any]) -> None:
-        fault, died = self._answer(kind, path, values)
+    def _ask(self, kind: str, path: Path, values: dict[str, Any]) -> Any:
+        fault, died, found = self._answer(kind, path, values)
         if died and not self._fresh:
             # Files before this one may have left their mark on the process.
-            fault, died = self._answer(kind, path, values)
+            fault, died, found = self._answer(kind, path, values)
         self._fresh = False
         if fault:
             raise ShardError(fault)
+        return found
 
-    def _answer(self, kind: str, path: Path, values: dict[str, Any]) -> tuple[str, bool]:
-        """Return what is wrong with a file (empty: nothing), and whether the child died of it."""
+    def _answer(self, kind: str, path: Path, values: dict[str, Any]) -> tuple[str, bool, Any]:
+        """Return what is wrong with a file (empty: nothing), whether the child died of it, and what the audit found."""
         megabytes = path.stat().st_size >> 20
         cpu_seconds = self._limits.cpu_seconds + megabytes
         question = {"kind": kind, "path": str(path), "cpu_seconds": cpu_seconds, "values": values}
@@ -99,12 +102,13 @@ class Guarded:
             answer = b""
         except TimeoutError:
             self.close()
-            return f"{path}: damaged: reading it in a child process did not end in time", True
+            return f"{path}: damaged: reading it in a child process did not end in time", True, None
         if answer.endswith(b"\n"):
-            return json.loads(answer), False
+            fault, found = json.loads(answer)
+            return fault, False, found
         code = child.wait()
         self.close()
-        return f"{path}: damaged: reading it in a child process {self._end(code, cpu_seconds)}", True
+        return f"{path}: damaged: reading it in a child process {self._end(code, cpu_seconds)}", True, None
 
     def _end(self, code: int, cpu_seconds: int) -> str:
         if code == NO_MEMORY:
@@ -207,23 +211,24 @@ def serve(memory: int) -> None:
         question = json.loads(line)
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + question["cpu_seconds"])
         try:
-            fault = _audited(question)
+            answer = _audited(question)
         except MemoryError:
             os._exit(NO_MEMORY)
-        answers.write(json.dumps(fault).encode("ascii") + b"\n")
+        answers.write(json.dumps(answer).encode("ascii") + b"\n")
 
 
-def _audited(question: dict[str, Any]) -> str:
+def _audited(question: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Return what is wrong with a file (empty: nothing), and what the audit found."""
     path, values = Path(question["path"]), question["values"]
-    audits: dict[str, Callable[[], None]] = {
+    audits: dict[str, Callable[[], Held | None]] = {
         "foreign": lambda: audit_foreign(path, ForeignPromise(**values)),
         "own": lambda: audit_own(path, **{**values, "layout": RowLayout.from_attributes(values["layout"], str(path))}),
     }
     try:
-        audits[question["kind"]]()
+        found = audits[question["kind"]]()
+        return "", found._asdict() if found else None
     except ShardError as error:
-        return str(error)
-    return ""
+        return str(error), None
 
 
 def _limit(kind: int, value: int) -> None:

@@ -91,6 +91,27 @@ def test_faults_of_overrides_name_the_command_line(override, message):
     assert message in str(caught.value)
 
 
+def test_an_override_may_name_the_option_that_it_came_from():
+    with pytest.raises(ConfigError, match=r"^--steps x: steps: expected a valid integer"):
+        load(Run, None, ["optimizer.peak_lr=1", ("steps=x", "--steps x")])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("phase: 2\ntemplate: plain\n", [], "run.yaml:2: config: template plain is not one of phase 2"),
+        ("phase: 2\ntemplate: plain\n", ["phase=2"], "command line: config: template plain is not one of phase 2"),
+        ("phase: 1\ntemplate: plain\n", ["row_width=fit"], "command line: config: row_width fit makes room"),
+        ("phase: 2\ntemplate: plane\n", [], "or 'tokenizer', found 'plane', did you mean plain?"),
+        ("phase: 2\ntemplate: vicuna_v1\nimages: 3\n", [], "run.yaml:3: images: expected 'path' or 'embed', found 3"),
+    ],
+)
+def test_a_fault_between_keys_names_where_one_of_them_stands(written, text, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load(CompileConfig, written(text), overrides)
+    assert message in str(caught.value)
+
+
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(ConfigError, match="phase3: no such config file; shipped are: phase1, phase2"):
         load(CompileConfig, "phase3")

@@ -18,6 +18,9 @@ from dataprep.pipeline import Job
 
 ROOT = Path(__file__).parent.parent.parent
 
+#: `llava-prep`, whatever is installed.
+PROGRAM = (sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')")
+
 
 def record(number: int, image: str | None = None, pairs: int = 1) -> dict:
     turns = []
@@ -72,7 +75,21 @@ def no_sync(monkeypatch):
     monkeypatch.setattr(os, "sync", lambda: None)
 
 
-def _prepare(max_file_bytes: int | None) -> None:
+def mixture(workspace, count: int, name: str = "a.jsonl", records_a_picture: int | None = None) -> Path:
+    """Records with and without pictures, and two bad ones: a line that is no JSON, and an empty answer.
+
+    The workspace's five pictures take turns, or each serves so many records in a row.
+    """
+    records = []
+    for number in range(count):
+        picture = number // records_a_picture if records_a_picture else number % 5
+        records.append(workspace.record(number, f"pictures/{picture}.jpg" if number % 3 else None, 1 + number % 4))
+    records[7] = b"{broken"
+    records[count // 2]["conversations"][1]["value"] = ""
+    return workspace.write(name, records)
+
+
+def prepare_child(max_file_bytes: int | None) -> None:
     """Set up a child: tests started in a shell's background inherit an ignored Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if max_file_bytes is not None:
@@ -85,11 +102,10 @@ def command(tmp_path):
     """Run `llava-prep ...` in the workspace; returns the finished process."""
 
     def run(*arguments: object, start: bool = False, max_file_bytes: int | None = None):
-        program = [sys.executable, "-c", "from dataprep.cli import main; main(prog_name='llava-prep')"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         options = {"cwd": tmp_path, "env": environment, "text": True}
-        options["preexec_fn"] = lambda: _prepare(max_file_bytes)
-        words = [*program, *map(str, arguments)]
+        options["preexec_fn"] = lambda: prepare_child(max_file_bytes)
+        words = [*PROGRAM, *map(str, arguments)]
         if start:
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         return subprocess.run(words, capture_output=True, timeout=120, **options)

@@ -18,6 +18,7 @@ from dataprep.plan import plan
 from dataprep.preprocess import Accounting
 from dataprep.shards import ShardReader
 from dataprep.verification import verify
+from tests.dataprep.conftest import mixture
 
 
 def quiet(*_):
@@ -26,16 +27,6 @@ def quiet(*_):
 
 def hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.h5"))}
-
-
-def mixture(workspace, count):
-    records = []
-    for number in range(count):
-        image = f"pictures/{number % 5}.jpg" if number % 3 else None
-        records.append(workspace.record(number, image, 1 + number % 4))
-    records[7] = b"{broken"
-    records[count // 2]["conversations"][1]["value"] = ""
-    return workspace.write("a.jsonl", records)
 
 
 def test_rows_stand_in_the_order_of_the_input(workspace):

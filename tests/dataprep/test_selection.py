@@ -163,3 +163,21 @@ def test_a_byte_order_mark_and_the_last_line_without_a_newline_are_read(workspac
     job = workspace.job(path, shuffle=1)
     assert run_job(job, 1, quiet).written == 3
     assert {line for _, line, _ in rows(job.output)} == {1, 2, 3}
+
+
+def test_what_is_held_out_is_whole_before_the_folder_above_says_that_all_is_there(workspace):
+    job = workspace.job(workspace.write("a.jsonl", records(workspace, 30)), holdout=0.3)
+    tally = run_job(job, 1, quiet)
+    manifests = [job.output / "manifest.json", job.output / "holdout/manifest.json"]
+    for manifest in manifests:
+        manifest.unlink()
+    manifests[1].mkdir()  # so that this one cannot be written
+    with pytest.raises(OSError):
+        run_job(job, 1, quiet)
+    assert not manifests[0].exists()
+    manifests[1].rmdir()
+    assert run_job(job, 1, quiet) == tally
+    written = json.loads(manifests[0].read_text())
+    counts = json.loads(manifests[1].read_text())["accounting"]
+    assert written["holdout"] == {name: counts[name] for name in ("records", "written", "rows")}
+    assert written["accounting"]["written"] + written["holdout"]["written"] == tally.written == 30

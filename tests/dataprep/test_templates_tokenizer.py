@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from dataprep import layouts
 from dataprep.config import CompileConfig, ImageConfig
 from dataprep.conversation import Conversation, Refusal, Turn
 from dataprep.encoding import NO_ID, TextEncoder, encode
 from dataprep.layouts import LayoutError, find_layout, find_prompter
 from dataprep.rows import lay_out
 from dataprep.shards.layout import RowLayout, Source, feature
-from dataprep.templates import TEMPLATES, TemplateError
+from dataprep.templates import TEMPLATES, Kind, Prompter, Span, TemplateError
 from dataprep.templates.chat import MAX_PAIRS, render_chat
 from dataprep.templates.dialect import Dialect
 from tests.dataprep.chat_families import FAMILIES, QWEN2_CHAT, QWEN3_CHAT, QWEN25_CHAT
@@ -67,6 +68,11 @@ REFUSED = [
         "its generation prompt is not how its conversations go on",
     ),
     (None, "the tokenizer has no chat template"),
+    # Of 6 turns alone, which no plan is made of before the layout asks where the picture stands.
+    (
+        "{{ 'six' if messages|length == 6 }}" + EACH + PROMPT,
+        "before the first question it writes 'six.* image_start_idx is not constant; templates that fit it: chatml",
+    ),
 ]
 
 
@@ -74,6 +80,25 @@ REFUSED = [
 def test_a_chat_template_that_rows_cannot_follow_is_refused_with_the_reason(qwen, chat, message):
     with pytest.raises(LayoutError, match=f"template tokenizer: .*({message})"):
         find_layout(config(), qwen(chat))
+
+
+class Wandering(Prompter):
+    """A prompter that puts a word before the picture where there are four turns."""
+
+    def render(self, conversation: Conversation) -> list[Span]:
+        spans = super().render(conversation)
+        return [Span(Kind.WORDING, "well")] * (len(conversation.turns) == 4) + spans
+
+
+def test_a_picture_that_does_not_always_stand_at_one_token_is_refused(qwen):
+    encoder = qwen(EACH + PROMPT)
+    bound = find_prompter(config("chatml"), encoder)
+    place = find_layout(config("chatml"), encoder).image_start_idx
+    wandering = Wandering(bound.template, encoder.dialect, bound.writer)
+    moved = place + len(encode([Span(Kind.WORDING, "well")], encoder, 4).ids)
+    expected = f"template chatml: the picture stands at token {place} in one conversation and at {moved} in another;"
+    with pytest.raises(TemplateError, match=f"^{expected} rows need a constant image_start_idx$"):
+        layouts._find_image(wandering, encoder, config("chatml"))
 
 
 def test_a_template_without_a_generation_prompt_learns_behind_the_header(qwen):

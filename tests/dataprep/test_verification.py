@@ -1,11 +1,14 @@
 """`verify`: every shard's bytes and rows, its holdout, the small files beside it, and what a killed run left."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
+from dataprep.pipeline import run_job
 from dataprep.shards import ShardError, ShardWriter, publish
 from dataprep.shards.fingerprint import tokenizer_fingerprint
 from dataprep.shards.manifest import file_sha256
@@ -164,35 +167,98 @@ def test_what_a_killed_run_left_is_told_and_is_no_fault(folder):
     assert verify(folder) == Verdict(2, 7, [], [str(folder / ".shard-00001.h5.4711.tmp")])
 
 
-def test_an_accounting_that_does_not_add_up_is_named(folder):
-    whole = {"rows": 7, "records": 9, "written": 7, "num_refused": 1, "deduplicated": 1}
+@pytest.mark.parametrize("name", ["rows", "written", "text_only", "attended_tokens", "loss_tokens"])
+def test_each_total_of_the_accounting_is_compared_with_the_rows(folder, name):
+    right = json.loads((folder / "manifest.json").read_text())["accounting"]
+    made.edit(folder, accounting={**right, name: right[name] + 1})
+    fault = f"{folder}/manifest.json: accounting.{name}: expected {right[name]} (what the shards hold), found"
+    assert f"{fault} {right[name] + 1}" in verify(folder).faults
+
+
+def test_the_ends_of_the_records_are_compared_with_their_number(folder):
+    right = json.loads((folder / "manifest.json").read_text())["accounting"]
+    place = f"{folder}/manifest.json: accounting"
+    whole = {**right, "records": 9, "num_refused": 1, "refused": {"roles": 1}, "deduplicated": 1}
     made.edit(folder, accounting=whole)
     assert verify(folder).faults == []
-    for broken in ({**whole, "records": 8}, {**whole, "written": "7"}, {**whole, "num_refused": None}):
-        made.edit(folder, accounting=broken)
-        assert verify(folder, decode=False).faults == [
-            f"{folder}: records, written, refused and deduplicated do not add up"
-        ]
-    made.edit(folder, accounting={**whole, "rows": 6})
-    assert verify(folder, decode=False).faults == [f"{folder}: the accounting says 6 rows, the shards hold 7"]
+    ends = "7 written + 1 refused + 1 deduplicated"
+    for broken, fault in (
+        ({"records": 8}, f"{place}.records: expected 9 ({ends}), found 8"),
+        ({"refused": {"roles": 2}}, f"{place}.num_refused: expected 2 (the sum of accounting.refused), found 1"),
+        ({"rows": 6}, f"{place}.rows: expected 7 (the rows of all shards), found 6"),
+        ({"written": "7"}, f"{place}.written: expected a count, found '7'"),
+        ({"num_refused": None}, f"{place}.num_refused: expected a count, found None"),
+        ({"refused": [1]}, f"{place}.refused: expected counts by reason, found [1]"),
+        ({"attended_tokens": -1}, f"{place}.attended_tokens: expected a count, found -1"),
+    ):
+        made.edit(folder, accounting={**whole, **broken})
+        assert verify(folder, decode=False).faults == [fault]
 
 
-def test_the_small_files_beside_the_shards_are_compared(folder):
-    (folder / "refused.jsonl").write_text("")
-    (folder / "data_params.json").write_text('{"image_patch_info": {"image_patch_start_idx": 2}}')
+def test_a_record_whose_rows_go_on_in_the_next_shard_counts_once(tmp_path):
+    rows = made.rows(7)
+    shown, text = replace(rows[1], source=rows[2].source), replace(rows[6], source=rows[3].source)
+    folder = made.write_folder(tmp_path / "shards", rows[:3], [shown], rows[3:4], [text], rows[4:])
+    counts = json.loads((folder / "manifest.json").read_text())["accounting"]
+    made.edit(folder, accounting={**counts, "records": 7, "written": 7, "text_only": 3})
+    assert verify(folder).faults == []
+
+
+def test_a_compiled_folder_of_every_kind_of_record_has_no_fault(workspace):
+    records = [workspace.record(n, f"pictures/{n % 5}.jpg" if n % 3 else None, 1 + 20 * (n % 4)) for n in range(24)]
+    path = workspace.write("a.jsonl", [*records, *records[:4], b"{broken", workspace.record(99, "nowhere.jpg")])
+    job = workspace.job(path, overlong="split", shard_rows=8, dedup="exact", holdout=0.3, shuffle=1)
+    tally = run_job(job, 1, lambda *_: None)
+    assert tally.split and tally.deduplicated == 4 and tally.held_out and tally.num_refused == 2
+    assert verify(job.output).faults == []
+
+
+def test_what_is_held_out_is_compared_with_what_the_folder_above_says(workspace):
+    path = workspace.write("a.jsonl", [workspace.record(n) for n in range(40)])
+    job, other = workspace.job(path, holdout=0.3), workspace.job(path, output="other", holdout=0.6)
+    for each in (job, other):
+        run_job(each, 1, lambda *_: None)
+    held, place = job.output / "holdout", f"{job.output}/holdout/manifest.json"
+    counts = [json.loads((each.output / "holdout/manifest.json").read_text())["accounting"] for each in (job, other)]
+    shutil.rmtree(held)
+    shutil.copytree(other.output / "holdout", held)
+    faults = verify(job.output).faults
+    assert faults[0] == f"{place}: config.holdout: expected 0.3 (the folder above, of the same run), found 0.6"
+    assert faults[1].startswith(f"{place}: layout.config_sha256: expected ")
+    for name, fault in zip(("records", "written", "rows"), faults[2:], strict=True):
+        there, found = (count[name] for count in counts)
+        assert fault == f"{place}: accounting.{name}: expected {there} (holdout.{name} of {job.output}), found {found}"
+
+
+def test_the_small_files_beside_the_shards_are_compared(workspace):
+    path = workspace.write("a.jsonl", [workspace.record(1), b"{broken", b"{too"])
+    folder = workspace.job(path).output
+    run_job(workspace.job(path), 1, lambda *_: None)
     assert verify(folder, decode=False).faults == []
-    (folder / "refused.jsonl").write_text("{}\n{}\n")
-    assert verify(folder, decode=False).faults == [f"{folder}/refused.jsonl: 2 refusals, the manifest says 0"]
-    (folder / "refused.jsonl").unlink()
-    (folder / "data_params.json").write_text('{"image_patch_info": {"image_patch_start_idx": 35}}')
-    assert "data_params.json: image_patch_start_idx is 35, the shards have 2" in verify(folder, decode=False).faults[0]
-    (folder / "data_params.json").write_text("{")
-    assert "a file beside the shards is damaged" in verify(folder, decode=False).faults[0]
+    refused, params = folder / "refused.jsonl", folder / "data_params.json"
+    refused.write_text(refused.read_text().replace("not_json", "not_utf8", 1))
+    assert verify(folder, decode=False).faults == [
+        f"{refused}: not_json: expected 2 refusals, found 1",
+        f"{refused}: not_utf8: expected 0 refusals, found 1",
+    ]
+    refused.unlink()
+    right = json.loads(params.read_text())
+    params.write_text(json.dumps({**right, "others": 1}))
+    assert verify(folder, decode=False).faults == []
+    for section, values in right.items():
+        for name, value in values.items():
+            params.write_text(json.dumps({**right, section: {**values, name: "x"}}))
+            fault = f"{params}: {section}.{name}: expected {value} (the manifest and the shards), found x"
+            assert verify(folder, decode=False).faults == [fault]
+    for damage in ("{", "[]"):
+        params.write_text(damage)
+        (fault,) = verify(folder, decode=False).faults
+        assert f"{folder}: a file beside the shards is damaged" in fault
 
 
 def test_a_changed_tokenizer_beside_the_shards_is_named(folder, tiny_tokenizer_dir):
     (folder / "tokenizer").symlink_to(tiny_tokenizer_dir)
     found = tokenizer_fingerprint(tiny_tokenizer_dir)
     assert verify(folder, decode=False).faults == [
-        f"{folder}/tokenizer: fingerprint {found[:12]}…, the shards have {'f' * 12}…"
+        f"{folder}/tokenizer: fingerprint: expected {'f' * 12}… (the shards'), found {found[:12]}…"
     ]

@@ -110,7 +110,7 @@ def test_a_file_in_the_output_folders_place_is_a_usage_error(config_file, tmp_pa
 def test_two_keys_that_exclude_each_other_are_named_without_the_rest_of_the_config(config_file, capsys):
     assert main([str(config_file), "epochs=2", "max_steps=3"]) == 2
     sentence = "config: give exactly one of epochs and max_steps; both are given"
-    assert capsys.readouterr().err == f"error: {config_file}: {sentence}\n"
+    assert capsys.readouterr().err == f"error: command line: {sentence}\n"
 
 
 @pytest.mark.parametrize(

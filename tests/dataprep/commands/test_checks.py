@@ -29,7 +29,7 @@ def compiled(workspace, command):
 def test_verify_tells_what_it_checked_and_what_it_found(compiled, command):
     done = command("verify", "data/h5/phase2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "data/h5/phase2: 1 shards, 2 rows: all as written\n"
+    assert done.stdout == "data/h5/phase2: 1 shard, 2 rows: all as written\n"
     (compiled / ".shard-00009.h5.1.tmp").touch()
     found = json.loads(command("verify", "data/h5/phase2", "--json").stdout)
     leftovers = ["data/h5/phase2/.shard-00009.h5.1.tmp"]
@@ -74,6 +74,32 @@ def test_another_folder_gets_a_sentence_that_says_what_to_do(workspace, compiled
         done = command(name, place)
         assert (done.returncode, done.stdout) == (code, "")
         assert done.stderr.startswith(f"llava-prep: {sentence}") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["verify", "nothere"], "verify nothere"),
+        (["inspect", "nothere"], "inspect nothere"),
+        (["inspect", "nothere/shard-00000.h5"], "inspect nothere/shard-00000.h5"),
+        (["report", "nothere"], "report nothere"),
+        (["to-h5", "--phase", 2, "--tokenizer", "jsonl", "--input", "nothere.jsonl"], "--input nothere.jsonl"),
+        (["preprocess", "--dataset", "chartqa", "--input", "nothere"], "--input nothere"),
+    ],
+)
+def test_a_path_that_is_not_there_is_a_mistake_of_the_command_line(workspace, command, words, named):
+    workspace.write("a.jsonl", [])
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"llava-prep: {named}: no such file or folder\n"
+
+
+@pytest.mark.parametrize("name", ["verify", "report"])
+def test_a_file_in_the_place_of_a_folder_is_one_too(workspace, command, name):
+    workspace.write("a.jsonl", [])
+    done = command(name, "jsonl/phase2/a.jsonl")
+    sentence = "is a file; give the folder that `llava-prep to-h5` has written"
+    assert (done.returncode, done.stderr) == (2, f"llava-prep: {name} jsonl/phase2/a.jsonl: {sentence}\n")
 
 
 def test_inspect_of_a_foreign_shard_says_who_reads_it(workspace, command):

@@ -25,7 +25,7 @@ def test_both_commands_work_as_typed_in_a_workspace(workspace, command, chart_fo
         assert len(reader) == 2 and reader.layout.image_fit == "pad"
     report = json.loads((workspace.root / "data/reports/phase2/chartqa.json").read_text())
     assert report["prompts"] == {"name": "llava15", "version": 1}
-    assert command("verify", "data/h5/phase2").stdout == "data/h5/phase2: 1 shards, 2 rows: all as written\n"
+    assert command("verify", "data/h5/phase2").stdout == "data/h5/phase2: 1 shard, 2 rows: all as written\n"
 
 
 def test_json_prints_one_object_on_stdout(workspace, command):

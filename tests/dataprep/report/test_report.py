@@ -9,12 +9,13 @@ import yaml
 
 from dataprep.errors import CommandError, Exit
 from dataprep.pipeline import run_job
-from dataprep.report import PAGE_NAME, STRICT, try_report, write_report
+from dataprep.report import CARD_NAME, PAGE_NAME, STRICT, try_report, write_report
 from dataprep.report import page as pages
 from dataprep.report.card import card, code
 from dataprep.report.gather import MAX_SLOTS
 from dataprep.report.markup import visible
 from dataprep.report.refusals import refusal_examples
+from dataprep.report.wording import number
 from dataprep.shards.layout import Source
 from tests.dataprep.report.folders import Strings, folder_of_strings, layout_for, row, write_folder
 from tests.dataprep.report.hostile import HOSTILE
@@ -125,10 +126,14 @@ def test_an_interruption_is_no_fault_of_the_report(compiled, monkeypatch):
 
 def test_what_is_held_out_has_a_report_of_its_own(job):
     job = replace(job, config=job.config.model_copy(update={"holdout": 0.3}))
-    run_job(job, 1, lambda *_: None)
-    assert try_report(job.output, print) is not None
+    tally = run_job(job, 1, lambda *_: None)
+    report = try_report(job.output, print)
+    assert report is not None and tally.held_out
     assert (job.output / "holdout" / PAGE_NAME).is_file()
-    assert re.search(r"Beside these, \d+ rows are held out in holdout/", (job.output / PAGE_NAME).read_text())
+    held_out = number(tally.held_out, "record")
+    assert f"Beside these, {held_out} were held out: they are in holdout/" in (job.output / PAGE_NAME).read_text()
+    assert f"Beside these, {held_out} were held out: they are in `holdout/`." in (job.output / CARD_NAME).read_text()
+    assert dict(report.summary)["held out"] == f"{held_out}, in holdout/ and not in these figures"
 
 
 def test_a_sampled_folder_says_so(tmp_path, tiny_tokenizer_dir, monkeypatch):

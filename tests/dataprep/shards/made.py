@@ -68,10 +68,17 @@ def write_folder(folder: Path, *parts: list[Row], dtype: str = "int32") -> Path:
         publish(folder / f"shard-{number}.h5", image.content)
         hashes = {"sha256": image.sha256, "content_sha256": image.content_sha256}
         shards.append({"file": f"shard-{number}.h5", "rows": len(part), **hashes})
-    count = sum(map(len, parts))
-    accounting = {"rows": count, "records": count, "written": count, "num_refused": 0, "deduplicated": 0}
+    accounting = accounting_of([row for part in parts for row in part])
     write_manifest(folder, {"layout": layout.attributes(), "shards": shards, "accounting": accounting})
     return folder
+
+
+def accounting_of(rows: list[Row]) -> dict:
+    """What `to-h5` says of records that became a row each."""
+    held = {"rows": len(rows), "text_only": sum(row.img_path is None for row in rows)}
+    tokens = {"attended_tokens": sum(r.length for r in rows), "loss_tokens": sum(r.num_loss_tokens for r in rows)}
+    ends = {"records": len(rows), "written": len(rows), "num_refused": 0, "deduplicated": 0}
+    return {**ends, **held, **tokens, "refused": {}, "normalised": {}}
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

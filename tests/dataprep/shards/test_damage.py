@@ -46,9 +46,7 @@ def damaged_shards(request, tmp_path):
         (folder / f"shard-{number}.h5").write_bytes(broken)
         kinds.append(kind)
         shards.append({**entry, "file": f"shard-{number}.h5"})
-    count *= len(ROWS)
-    accounting = {"rows": count, "records": count, "written": count, "num_refused": 0, "deduplicated": 0}
-    made.edit(folder, shards=shards, accounting=accounting)
+    made.edit(folder, shards=shards, accounting=made.accounting_of(ROWS * count))
     return folder, kinds
 
 

@@ -2,19 +2,9 @@
 
 import json
 
+from tests.dataprep.datasets.samples.mix665k import good, marker
 
-def good(number):
-    """Return a record of a picture with two questions, and every third time one of text alone."""
-    tag = "" if number % 3 == 0 else "<image>\n"
-    texts = (f"{tag}How many?\nAnswer the question using a single word or phrase.", f"a-{number}-b", "Why?", "So.")
-    turns = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(texts)]
-    own = {"image": f"ocr_vqa/images/{number}.jpg"} if tag else {"model": ""}
-    return {"id": f"{number}", **own, "conversations": turns}
-
-
-def marker(number):
-    """Text that stands in the jsonl if the good record of this number was kept."""
-    return f"a-{number}-b"
+__all__ = ["good", "marker", "write"]
 
 
 def write(folder, records):
