@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.shards import RowLayout
-from dataprep.shards.fingerprint import tokenizer_fingerprint
+from dataprep.shards.fingerprint import special_ids, tokenizer_fingerprint
 from trainer.errors import IntegrityError
 from trainer.model import LlavaConfig
+
+#: The `bos_id` of shards whose tokenizer has none.
+NO_ID = -1
 
 
 def check_fingerprint(
@@ -37,6 +40,8 @@ def _phase_faults(layout: RowLayout, phase: int) -> Iterator[str]:
             f"phase: the shards were compiled for phase {layout.phase} (template {layout.template}),"
             f" the config trains phase {phase}"
         )
+    elif layout.template.startswith("plain") != (phase == 1):
+        yield f"template: the shards were compiled with {layout.template}, which is not one of phase {phase}"
 
 
 def _tokenizer_faults(layout: RowLayout, model: LlavaConfig, folder: Path) -> Iterator[str]:
@@ -50,6 +55,12 @@ def _tokenizer_faults(layout: RowLayout, model: LlavaConfig, folder: Path) -> It
             f"tokenizer: the shards were compiled with {layout.tokenizer_fingerprint[:12]}…,"
             f" {folder / 'tokenizer'} is {found[:12]}…"
         )
+    for name, index in special_ids(folder / "tokenizer").items():
+        written = getattr(layout, name.replace("_token", "_id"))
+        if written != (NO_ID if index is None else index):
+            yield f"{name}: the shards have the id {written}, the model's tokenizer {index}"
+    if not 0 <= layout.pad_id < model.language.vocab_size:
+        yield f"pad_token: the shards have the id {layout.pad_id}, the model embeds {model.language.vocab_size}"
     if layout.vocab_size > model.language.vocab_size:
         yield (
             f"vocabulary: the shards hold ids of a vocabulary of {layout.vocab_size},"

@@ -63,6 +63,14 @@ def tokenizer_fingerprint(folder: Path | str) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+def special_ids(folder: Path | str) -> dict[str, int | None]:
+    """Return the ids of `bos_token` and `eos_token` of the tokenizer in `folder`; None for one that it has not."""
+    tokenizer, config = read_tokenizer_files(folder)
+    ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    ids = tokenizer["model"]["vocab"] | ids
+    return {name: ids.get(special_token(config, name) or "") for name in SPECIAL_TOKENS[:2]}
+
+
 def num_ids(folder: Path | str) -> int:
     """Return the number that every id of the tokenizer in `folder` is below, its added tokens included."""
     tokenizer, _ = read_tokenizer_files(folder)
