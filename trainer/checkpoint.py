@@ -1,18 +1,20 @@
 """Where a run stands, on disk: whole or absent, and the same for any number of processes.
 
 ```
-OUTPUT_DIR/checkpoints/step-00000500/   *.distcp .metadata  weights and optimizer states (torch.distributed.checkpoint)
+OUTPUT_DIR/checkpoints/step-00000500/   *.distcp .metadata  trained weights and optimizer states
+                                                            (torch.distributed.checkpoint)
                                         state.json          what the run is and where it stands
 OUTPUT_DIR/final/                       the trained weights, a model folder of `trainer.model`
 ```
 
-The order of the samples follows from seed and step, so there is no state of a loader to keep.
+The order of the samples follows from seed and step, so there is no state of a loader to keep. Frozen weights are the
+starting weights, which `state.json` knows by their hash: they are read from there again, and not saved.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,8 +34,12 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from dataprep.shards import publish, sync_folder
 from trainer.distributed import World
 from trainer.errors import IntegrityError, StorageError, TrainError
+from trainer.lora import merged
 
 STATE = "state.json"
+
+#: A checkpoint holds what is trained. (`strict` would miss the rest when it is loaded.)
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class RunState:
     """The shards' `manifest_sha256`."""
     world_size: int
     torch: str
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """The `Standing` of the evaluations."""
 
 
 class Checkpoints:
@@ -83,13 +91,13 @@ class Checkpoints:
             for left_behind in self.folder.glob(".*.unfinished"):
                 shutil.rmtree(left_behind)
         dist.barrier()
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         try:
             save_shards({"model": weights, "optimizer": moments}, checkpoint_id=unfinished)
         except CheckpointException as error:
             raise StorageError(f"{whole} cannot be written ({free_space(self.folder)}): {_cause(error)}") from error
         if self.world.is_first:
-            publish(unfinished / STATE, (json.dumps(asdict(state), indent=2) + "\n").encode("utf-8"))
+            write_state(unfinished, state)
             unfinished.rename(whole)
             sync_folder(self.folder)  # before older ones go: a power cut must not take both
             for old in self.all()[: -self.keep]:
@@ -97,20 +105,27 @@ class Checkpoints:
         dist.barrier()
         return whole
 
+    def amend(self, state: RunState) -> None:
+        """Write another state into the latest checkpoint, which is of the same step."""
+        latest = self.latest()
+        if self.world.is_first and latest is not None:
+            write_state(latest, state)
+        dist.barrier()
+
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Fill model and optimizer from a checkpoint, whatever number of processes wrote it.
+        """Fill optimizer and trained weights from a checkpoint, whatever number of processes wrote it.
 
         Raises:
             IntegrityError: the checkpoint is damaged.
         """
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         try:
             load_shards({"model": weights, "optimizer": moments}, checkpoint_id=path)
         except (Exception, CheckpointException) as error:  # a damaged file makes the unpickler raise nearly anything
             raise IntegrityError(
                 f"{path} cannot be read: {_cause(error)}; remove it to go on from the one before"
             ) from error
-        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=TRAINED)
 
 
 def free_space(folder: Path) -> str:
@@ -123,6 +138,11 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Write what a checkpoint says of itself; one that says something already says either the old or the new."""
+    publish(path / STATE, (json.dumps(asdict(state), indent=2) + "\n").encode("utf-8"))
 
 
 def read_state(path: Path) -> RunState:
@@ -141,11 +161,17 @@ def check_resumable(path: Path, saved: RunState, now: RunState) -> None:
     """Refuse to go on from a checkpoint of another run.
 
     Raises:
-        TrainError: data, model or a setting that decides what is learned has changed; it says which.
+        TrainError: data, model or a setting that decides what is learned has changed, or the number of processes where
+            states of 8 bits cannot follow; it says which.
     """
     changes = _changes("data", saved.data, now.data)
     changes += _changes("model", saved.model, now.model)
     changes += _changes("", saved.settings, now.settings)
+    if now.settings.get("optimizer.states") == "int8" and saved.world_size != now.world_size:
+        # Each process quantises its own part of a tensor, in blocks that another number of them would cut.
+        changes.append(
+            f"states of 8 bits were saved by {saved.world_size} processes, and cannot be spread over {now.world_size}"
+        )
     if changes:
         raise TrainError(
             f"cannot resume {path}: {'; '.join(changes)} (set it back, or give another output_dir to start anew)"
@@ -165,7 +191,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:20] + "…"
 
 
-def whole_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Gather the whole model on the CPU of rank 0, rounded to `dtype`; the other ranks get nothing."""
+def gathered_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gather all parameters on the CPU of rank 0; the other ranks get nothing."""
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: tensor.to(dtype) for name, tensor in cast(dict[str, torch.Tensor], weights).items()}
+    return cast(dict[str, torch.Tensor], weights)
+
+
+def whole_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Gather the whole model on the CPU of rank 0, adapters merged, rounded to `dtype`; other ranks get nothing."""
+    return {name: tensor.to(dtype) for name, tensor in merged(gathered_weights(model), model).items()}

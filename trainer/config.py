@@ -27,13 +27,26 @@ FROZEN_BY_PHASE: dict[int, tuple[str, ...]] = {1: (r"vision\.", r"language\."), 
 #: decide what is learned, up to rounding, and must stay as they were.
 FREE_TO_CHANGE = frozenset(
     {
-        "model", "data.shards", "data.image_dir", "data.packing", "max_tokens", "pad_to_multiple", "num_workers",
-        "attention", "activation_checkpointing", "device", "output_dir", "export_dtype", "save_every", "keep", "resume",
-        "stop_after", "log_every",
+        "model", "data.shards", "data.image_dir", "data.packing", "lora.export", "max_tokens", "pad_to_multiple",
+        "num_workers", "attention", "activation_checkpointing", "device", "output_dir", "export_dtype", "save_every",
+        "keep", "resume", "stop_after", "log_every", "evaluation.shards", "evaluation.every", "evaluation.max_samples",
+        "log.tensorboard", "log.wandb",
     }
 )  # fmt: skip
 
+#: Settings of the evaluation that decide, where there is a `patience`, after which step the run ends.
+DECIDE_THE_END = frozenset({"evaluation.every", "evaluation.max_samples"})
+
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _checked_regexes(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return patterns
 
 
 class DataConfig(StrictConfig):
@@ -44,6 +57,10 @@ class DataConfig(StrictConfig):
 
     image_dir: Path | None = None
     """The folder that image keys are relative to; by default the workspace's root. Pictures in the shards need none."""
+
+    image_pixels: Literal["fast", "exact"] = "fast"
+    """How pictures in files are scaled: `fast` differs from Pillow's pixels by 1 or 2 levels, `exact` does not.
+    Pictures in the shards stay as `to-h5 --image-pixels` made them."""
 
     packing: Literal["packed", "none"] = "packed"
     """`none` trains the rows as they are stored, padding and dummy pictures included: slower, and the same steps."""
@@ -63,6 +80,82 @@ class OptimizerConfig(StrictConfig):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     """Gradients of a larger norm (over all trained parameters) are scaled down to it."""
+    states: Literal["float32", "int8"] = "float32"
+    """What AdamW's two moments are kept in; `int8` takes torchao, and 2 bytes a parameter instead of 8."""
+
+
+class LoraConfig(StrictConfig):
+    """Thin matrices that are trained beside frozen linear layers; the defaults are LLaVA's own recipe.
+
+    The adapters are trained whatever `freeze` says, the weights they stand beside never.
+    """
+
+    layers: tuple[str, ...] = (r"language\.layers\.",)
+    """Regular expressions; a linear layer whose name begins with a match gets an adapter. By default all of the
+    decoder's, the output layer not among them."""
+
+    rank: PositiveInt = 128
+    alpha: PositiveInt = 256
+    """What the adapters add is multiplied by alpha / rank."""
+
+    dropout: Share = 0.05
+    """Part of the adapters' inputs that is zeroed in training. Which ones follows from seed, step, micro-batch, rank
+    and layer: a resumed run drops the same, one with another `max_tokens` or number of processes others."""
+
+    base: Literal["float32", "bfloat16", "nf4"] = "float32"
+    """What the frozen weights beside the adapters are kept in. `nf4` (QLoRA's 4 bits) takes torchao, and each process
+    holds them whole; the others are sharded."""
+
+    export: Literal["merged", "adapter"] = "merged"
+    """What `final/` holds: a whole model, or an adapter that peft loads on transformers' model of the starting
+    weights (`llava-convert trainer hf`)."""
+
+    @field_validator("layers")
+    @classmethod
+    def _are_regexes(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not patterns:
+            raise ValueError("expected at least one regular expression")
+        return _checked_regexes(patterns)
+
+
+class EvaluationConfig(StrictConfig):
+    """How well the model does on samples that it does not train on; without `shards`, nobody asks."""
+
+    shards: Path | None = None
+    """Folder of shards, such as the `holdout/` that `to-h5 --holdout` writes inside its output folder."""
+
+    every: PositiveInt | None = None
+    """Steps between evaluations; None: only at the end. The end of a run is always evaluated."""
+
+    max_samples: PositiveInt | None = None
+    """Evaluate so many of the samples, spread evenly over the folder; None: all."""
+
+    patience: PositiveInt | None = None
+    """End the run after so many evaluations in a row without a better loss; None: never before its time. The weights
+    that it ends with are those of its last step."""
+
+    min_delta: NonNegativeFloat = 0.0
+    """A loss counts as better if it is lower than the best one by more than this."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "EvaluationConfig":
+        for name in ("every", "max_samples", "patience"):
+            if getattr(self, name) is not None and self.shards is None:
+                raise ValueError(f"{name} needs shards to evaluate: give evaluation.shards")
+        if self.patience is not None and self.every is None:
+            raise ValueError("patience counts evaluations: give evaluation.every")
+        return self
+
+
+class LogConfig(StrictConfig):
+    """Where the numbers go besides the terminal, `metrics.jsonl` and `evaluations.jsonl`."""
+
+    tensorboard: bool = False
+    """Write event files to `tensorboard/` in the run's folder; needs the package tensorboard."""
+
+    wandb: str | None = None
+    """Log to this project of Weights & Biases; needs the package wandb. Without an account or a network it logs
+    offline, to `wandb/` in the run's folder."""
 
 
 class TrainConfig(StrictConfig):
@@ -77,7 +170,7 @@ class TrainConfig(StrictConfig):
     """Folder of the starting weights (`llava-convert` writes them, and so does the end of a run)."""
 
     output_dir: Path
-    """Folder of the run: `checkpoints/`, `metrics.jsonl`, and the trained weights in `final/`."""
+    """Folder of the run: `checkpoints/`, `metrics.jsonl`, `loss.svg`, and the trained weights in `final/`."""
 
     data: DataConfig = DataConfig()
 
@@ -97,11 +190,14 @@ class TrainConfig(StrictConfig):
     """Optimizer steps of the whole run, over as many epochs as they need; instead of `epochs`."""
 
     seed: NonNegativeInt = 0
-    """Of the order of the samples."""
+    """Of the order of the samples, and of LoRA's first values and dropout."""
 
     freeze: tuple[str, ...] | None = None
     """Regular expressions; a parameter whose name begins with a match is not trained. By default the tower, and in
-    phase 1 the language model too. `[]` trains everything."""
+    phase 1, or with `lora`, the language model too. `[]` trains everything."""
+
+    lora: LoraConfig | None = None
+    """Train adapters beside frozen layers instead of the layers; None: no adapters."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in. Weights, gradient sums and optimizer states are float32 either way."""
@@ -139,15 +235,14 @@ class TrainConfig(StrictConfig):
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the weights in `final/` are rounded to; float32 keeps them as they were trained."""
 
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    log: LogConfig = LogConfig()
+
     @field_validator("freeze")
     @classmethod
     def _are_regexes(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for pattern in patterns or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return patterns
+        return None if patterns is None else _checked_regexes(patterns)
 
     @model_validator(mode="after")
     def _one_measure_each(self) -> "TrainConfig":
@@ -162,7 +257,9 @@ class TrainConfig(StrictConfig):
     @property
     def frozen_patterns(self) -> tuple[str, ...]:
         """The regular expressions that are in force."""
-        return FROZEN_BY_PHASE[self.phase] if self.freeze is None else self.freeze
+        if self.freeze is not None:
+            return self.freeze
+        return FROZEN_BY_PHASE[1 if self.lora is not None else self.phase]
 
     def with_workspace(self, root: Path) -> "TrainConfig":
         """Return the config with the data's places filled in from the workspace's root."""
@@ -182,7 +279,9 @@ def fixed_settings(config: TrainConfig) -> dict[str, object]:
     """Return the settings that decide what is learned, by dotted name, as JSON has them."""
     settings = dict(_flatten(config.model_dump(mode="json")))
     settings["freeze"] = list(config.frozen_patterns)
-    return {name: value for name, value in settings.items() if name not in FREE_TO_CHANGE}
+    settings["lora"] = config.lora is not None  # else a run with adapters would differ from one without in no name
+    free = FREE_TO_CHANGE if config.evaluation.patience is None else FREE_TO_CHANGE - DECIDE_THE_END
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def _flatten(values: dict[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:

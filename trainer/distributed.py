@@ -15,7 +15,7 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from trainer.errors import TrainError
+from trainer.errors import IntegrityError, TrainError
 from trainer.model import LlavaModel
 
 
@@ -101,3 +101,15 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     gathered: list[Any] = [None] * world.size
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def raise_faults(place: str, fault: str | None, world: World) -> None:
+    """Stop all ranks if one of them has a fault; called by all of them.
+
+    Raises:
+        IntegrityError: it names the place and every rank's fault.
+    """
+    (num_faults,) = sum_over_ranks([float(fault is not None)])
+    if num_faults:
+        faults = [found for found in gather_objects(fault, world) if found is not None]
+        raise IntegrityError(f"{place}: {'; '.join(faults)}")

@@ -6,7 +6,7 @@ Nothing is allocated on a device before shards, model folder and checkpoint are 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -15,118 +15,45 @@ from safetensors import SafetensorError
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import checkpoint
 
-from dataprep.shards import ShardReader
-from trainer import attention
+from trainer.adapter import check_exportable, save_adapter
 from trainer.batches import MicroBatch, Step, StepDataset, load_steps
-from trainer.checkpoint import Checkpoints, RunState, check_resumable, free_space, read_state, whole_weights
+from trainer.checkpoint import (
+    Checkpoints,
+    check_resumable,
+    free_space,
+    gathered_weights,
+    read_state,
+    whole_weights,
+)
 from trainer.config import TrainConfig, fixed_settings
-from trainer.distributed import World, gather_objects, shard, sum_over_ranks
+from trainer.curve import draw_curve
+from trainer.distributed import World, gather_objects, raise_faults, shard, sum_over_ranks
 from trainer.errors import ConflictError, IntegrityError, StorageError, TrainError
-from trainer.fingerprint import check_fingerprint
+from trainer.evaluation import Evaluator, Standing, evaluations_after, is_due
+from trainer.flops import model_flops
+from trainer.lora import apply_lora, begin_micro_batch, fill_from_folder, initialise_adapters
 from trainer.loss import loss_sum
-from trainer.metrics import MetricsLog, StepMetrics
-from trainer.model import LlavaConfig, LlavaModel, load_config, save_model
-from trainer.model.folder import fill_parameters, weights_identity
+from trainer.metrics import EvaluationMetrics, measure
+from trainer.model import LlavaModel, save_model
 from trainer.optimizer import build_optimizer, clip_gradients, freeze, lr_factor, set_learning_rates
-from trainer.packing import SampleOrder
+from trainer.plan import Plan, make_plan
+from trainer.report import MetricsLog
 from trainer.stopping import StopSignal
+from trainer.trackers import open_trackers
 
 #: Rows that a message names, at most; a step has hundreds.
 MAX_NAMED_ROWS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run is made of, checked, before anything is allocated."""
-
-    config: TrainConfig
-    model: LlavaConfig
-    rows: ShardReader
-    order: SampleOrder
-    num_steps: int
-    attention: str
-    starting_weights: str
-
-    def state_after(self, step: int, world: World) -> RunState:
-        """Return what a checkpoint records when `step` steps are done."""
-        return RunState(
-            step=step,
-            epoch=self.order.epoch_of(max(step - 1, 0)),
-            settings=fixed_settings(self.config),
-            model={**self.model.model_dump(mode="json"), "starting_weights": self.starting_weights},
-            data=self.rows.manifest_sha256,
-            world_size=world.size,
-            torch=torch.__version__,
-        )
-
-
-def make_plan(config: TrainConfig, device: torch.device) -> Plan:
-    """Open the data, read the model's config, and make sure that they belong together.
-
-    `config` has its places filled in (`TrainConfig.with_workspace`).
-
-    Raises:
-        TrainError, ShardError, FolderError, ValueError: what does not fit, in one sentence.
-    """
-    rows = _open_rows(config)
-    model = load_config(config.model)
-    check_fingerprint(rows.layout, rows.lengths, model, config.model, config.phase)
-    _check_budget(config, rows)
-    _check_image_dir(config, rows)
-    order = SampleOrder(rows.lengths, config.seed, config.global_batch_size, config.global_batch_tokens)
-    num_steps = config.max_steps or order.num_steps(config.epochs or 1)
-    backend = _choose_attention(config.attention, device, getattr(torch, config.dtype))
-    return Plan(config, model, rows, order, num_steps, backend, weights_identity(config.model))
-
-
-def _open_rows(config: TrainConfig) -> ShardReader:
-    shards = config.data.shards
-    if shards is None or not shards.is_dir():
-        raise TrainError(f"data.shards: {shards} is no folder; `llava-prep to-h5 --phase {config.phase}` makes one")
-    if not config.model.is_dir():
-        raise TrainError(
-            f"model: {config.model} is no folder; `llava-convert components trainer` makes starting weights"
-        )
-    rows = ShardReader(shards)
-    if len(rows) == 0:
-        raise TrainError(f"data.shards: {shards} holds no rows")
-    return rows
-
-
-def _choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    try:
-        return attention.choose(name, device, dtype)
-    except ValueError as error:
-        raise TrainError(str(error)) from None
-
-
-def _check_budget(config: TrainConfig, rows: ShardReader) -> None:
-    packed = config.data.packing == "packed"
-    longest = int(rows.lengths.max(initial=0)) if packed else rows.layout.max_seq_length
-    if longest > config.max_tokens:
-        what = "the longest sample has" if packed else "with packing: none every row takes"
-        raise TrainError(f"max_tokens: {what} {longest} tokens, a micro-batch holds {config.max_tokens}")
-
-
-def _check_image_dir(config: TrainConfig, rows: ShardReader) -> None:
-    """Look for one picture that no shard holds, so that a wrong root is found now and not by every worker."""
-    from_files = (rows.has_image & ~rows.has_embedded).nonzero()[0]
-    if not len(from_files):
-        return
-    key, image_dir = rows[int(from_files[0])].img_path, config.data.image_dir
-    if key is not None and (image_dir is None or not (image_dir / key).is_file()):
-        missing = f"{image_dir} does not hold" if image_dir else "none is given, and no shard holds"
-        raise TrainError(
-            f"data.image_dir: {missing} {key}, the picture of row {from_files[0]};"
-            " give the folder that the image keys are relative to"
-        )
 
 
 def build_model(plan: Plan, world: World) -> LlavaModel:
     """Return the model without its weights: frozen, sharded and on its device."""
     with torch.device("meta"):
         model = LlavaModel(plan.model, plan.attention)
+        if plan.config.lora is not None:
+            apply_lora(model, plan.config.lora, plan.config.seed)
     freeze(model, plan.config.frozen_patterns)
+    if plan.config.lora is not None and plan.config.lora.export == "adapter":
+        check_exportable(model)
     if plan.config.activation_checkpointing:
         for layer in model.language.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
@@ -144,15 +71,43 @@ class Trainer:
         self.checkpoints = checkpoints
         self.model = build_model(plan, world)
         self.optimizer = build_optimizer(self.model.named_parameters(), plan.config.optimizer)
+        self.evaluator = None if plan.evaluation is None else Evaluator(plan.evaluation, plan.config, world)
+        self.flops = model_flops(self.model)
         self.steps_done, self.steps_saved = 0, -1
+        self.standing = self.standing_saved = Standing()
         latest = checkpoints.latest()
-        if latest is None:
-            # Every rank reads the file and keeps its own part of each tensor.
-            with implicit_replication():
-                fill_parameters(self.model, plan.config.model)
-        else:
+        # Every rank reads the file and keeps its own part of each tensor.
+        with implicit_replication():
+            dtype = getattr(torch, plan.config.dtype)
+            fill_from_folder(self.model, plan.config.model, dtype, only_frozen=latest is not None)
+            initialise_adapters(self.model, plan.config.seed)
+        if latest is not None:
             checkpoints.load(latest, self.model, self.optimizer)
-            self.steps_done = self.steps_saved = read_state(latest).step
+            state = read_state(latest)
+            self.steps_done = self.steps_saved = state.step
+            self.standing = self.standing_saved = Standing(**state.evaluation)
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """Whether the model is to be evaluated as it is now, and was not yet."""
+        due = is_due(self.steps_done, self.plan.num_steps, self.plan.config.evaluation)
+        return due and self.standing.step < self.steps_done
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all is done but the export."""
+        if self.standing.is_over(self.plan.config.evaluation):
+            return True
+        return self.steps_done == self.plan.num_steps and not self.awaits_evaluation
+
+    def evaluate(self, stop: StopSignal) -> EvaluationMetrics | None:
+        """Evaluate the model as it is now; None if a signal came in between, and it is to be done another time."""
+        assert self.evaluator is not None
+        found = self.evaluator.run(self.model, self.steps_done, stop.agreed)
+        if found is not None:
+            min_delta = self.plan.config.evaluation.min_delta
+            self.standing = self.standing.after(self.steps_done, found.loss, min_delta)
+        return found
 
     def step(self, data: Step) -> tuple[float, float, float]:
         """Take one optimizer step; return its loss, gradient norm and learning rate.
@@ -188,7 +143,8 @@ class Trainer:
     def _backward(self, data: Step) -> list[float]:
         """Add up the gradients of this rank's micro-batches; return the summed loss of each."""
         sums = []
-        for micro_batch in data.micro_batches:
+        for number, micro_batch in enumerate(data.micro_batches):
+            begin_micro_batch(self.model, data.number, number, self.world.rank)
             batch = micro_batch.to(self.world.device)
             loss = loss_sum(self.model(batch.inputs, batch.loss_positions), batch.labels)
             (loss / data.num_loss_tokens).backward()
@@ -204,23 +160,31 @@ class Trainer:
         return ", ".join(sources[:MAX_NAMED_ROWS]) + (f" and {more} more rows" if more > 0 else "")
 
     def save(self) -> None:
-        """Write a checkpoint, unless the latest one is of this very step."""
+        """Write a checkpoint; if the latest one is of this very step, only what was evaluated since."""
+        state = self.plan.state_after(self.steps_done, self.world, self.standing)
         if self.steps_saved != self.steps_done:
-            self.checkpoints.save(self.model, self.optimizer, self.plan.state_after(self.steps_done, self.world))
-            self.steps_saved = self.steps_done
+            self.checkpoints.save(self.model, self.optimizer, state)
+        elif self.standing_saved != self.standing:
+            self.checkpoints.amend(state)
+        self.steps_saved, self.standing_saved = self.steps_done, self.standing
 
     def export(self, folder: Path) -> None:
-        """Write the trained weights as a model folder.
+        """Write the trained weights as a model folder, or those of adapters as peft's.
 
         Raises:
             StorageError: it cannot be written; the last checkpoint is there, so the same command tries again.
         """
-        config = self.plan.config
-        weights = whole_weights(self.model, getattr(torch, config.export_dtype))
+        config, layout = self.plan.config, asdict(self.plan.rows.layout)
+        dtype = getattr(torch, config.export_dtype)
+        adapter = config.lora if config.lora is not None and config.lora.export == "adapter" else None
+        weights = whole_weights(self.model, dtype) if adapter is None else gathered_weights(self.model)
         if not self.world.is_first:
             return
         try:
-            save_model(folder, weights, self.plan.model, config.model / "tokenizer", asdict(self.plan.rows.layout))
+            if adapter is None:
+                save_model(folder, weights, self.plan.model, config.model / "tokenizer", layout)
+            else:
+                save_adapter(folder, weights, self.model, adapter, dtype, layout)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{folder} cannot be written ({free_space(folder.parent)}): {error}") from error
 
@@ -242,18 +206,19 @@ def train(config: TrainConfig, world: World, stop: StopSignal) -> int:
             print(done)
         return 0
     trainer = Trainer(plan, world, checkpoints)
-    log = _open_log(plan, world, trainer.steps_done)
+    log = _open_log(trainer)
     try:
         _take_steps(trainer, log, stop)
         trainer.save()
-        if trainer.steps_done == plan.num_steps:
+        if trainer.is_finished:
             trainer.export(config.output_dir / "final")
         if log is not None:
-            log.say(_last_words(plan, trainer.steps_done))
+            _draw_curve(config.output_dir, log)
+            log.say(_last_words(trainer))
     finally:
         if log is not None:
             log.close()
-    return stop.exit_code if trainer.steps_done < plan.num_steps else 0
+    return 0 if trainer.is_finished else stop.exit_code
 
 
 def _look_at_output(plan: Plan, checkpoints: Checkpoints, world: World) -> str | None:
@@ -266,9 +231,11 @@ def _look_at_output(plan: Plan, checkpoints: Checkpoints, world: World) -> str |
     if latest is None:
         return None
     saved = read_state(latest)
-    check_resumable(latest, saved, plan.state_after(saved.step, world))
+    check_resumable(latest, saved, plan.state_after(saved.step, world, Standing()))
     if not final.exists():
         return None
+    if Standing(**saved.evaluation).is_over(plan.config.evaluation):
+        return f"the run ended early after step {saved.step} of {plan.num_steps}; the weights are in {final}"
     if saved.step < plan.num_steps:
         raise ConflictError(
             f"{final} exists, but {latest} has {plan.num_steps - saved.step} steps to go: remove or rename {final.name}"
@@ -276,11 +243,20 @@ def _look_at_output(plan: Plan, checkpoints: Checkpoints, world: World) -> str |
     return f"all {plan.num_steps} steps are done already; the weights are in {final}"
 
 
-def _open_log(plan: Plan, world: World, steps_done: int) -> MetricsLog | None:
+def _open_log(trainer: Trainer) -> MetricsLog | None:
+    plan, world, steps_done = trainer.plan, trainer.world, trainer.steps_done
     if not world.is_first:
         return None
     config = plan.config
-    log = MetricsLog(config.output_dir / "metrics.jsonl", steps_done, plan.num_steps, config.log_every)
+    log = MetricsLog(
+        config.output_dir,
+        steps_done,
+        plan.num_steps,
+        config.log_every,
+        evaluated=trainer.standing.step,
+        evaluations_left=lambda step: evaluations_after(step, plan.num_steps, config.evaluation),
+        trackers=open_trackers(config.log, config.output_dir, steps_done, fixed_settings(config)),
+    )
     log.say(
         f"phase {config.phase}: {len(plan.rows):,} samples, {plan.num_steps:,} steps,"
         f" {world.size} x {world.device.type}, {config.dtype}, attention {plan.attention},"
@@ -294,6 +270,9 @@ def _take_steps(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> N
     """Train until the end of the run, its `stop_after`, or a signal."""
     plan, world, config = trainer.plan, trainer.world, trainer.plan.config
     last = min(plan.num_steps, config.stop_after or plan.num_steps)
+    # A resumed run may have been stopped when it was to be evaluated, or when there was nothing left but the export.
+    if not _goes_on(trainer, log, stop):
+        return
     dataset = StepDataset(
         rows=plan.rows,
         order=plan.order,
@@ -303,6 +282,7 @@ def _take_steps(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> N
         pad_to_multiple=config.pad_to_multiple,
         rank=world.rank,
         num_ranks=world.size,
+        image_pixels=config.data.image_pixels,
     )
     steps = load_steps(dataset, range(trainer.steps_done, last), config.num_workers, world.device.type == "cuda")
     started = time.perf_counter()
@@ -311,44 +291,46 @@ def _take_steps(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> N
         _raise_faults(data, world)
         loss, grad_norm, lr = trainer.step(data)
         if log is not None:
-            log.write(_measure(data, loss, grad_norm, lr, time.perf_counter() - started, waited, world))
-        if stop.agreed():
+            seconds = time.perf_counter() - started
+            log.write(measure(data, loss, grad_norm, lr, seconds, waited, trainer.flops, world))
+        if stop.agreed() or not _goes_on(trainer, log, stop):
             return
         if config.save_every is not None and trainer.steps_done % config.save_every == 0:
             trainer.save()
         started = time.perf_counter()
 
 
+def _goes_on(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> bool:
+    """Evaluate the model if it is time to; return whether there is anything to do after that."""
+    if trainer.awaits_evaluation:
+        found = trainer.evaluate(stop)
+        if found is None:
+            return False
+        if log is not None:
+            log.evaluated(found)
+    return not trainer.is_finished
+
+
 def _raise_faults(data: Step, world: World) -> None:
     """Stop all ranks if one of them could not read its part of the step."""
-    (num_faults,) = sum_over_ranks([float(data.fault is not None)])
-    if num_faults:
-        faults = [fault for fault in gather_objects(data.fault, world) if fault is not None]
-        raise IntegrityError(f"step {data.number + 1}: {'; '.join(faults)}")
+    raise_faults(f"step {data.number + 1}", data.fault, world)
 
 
-def _measure(
-    data: Step, loss: float, grad_norm: float, lr: float, seconds: float, waited: float, world: World
-) -> StepMetrics:
-    on_gpu = world.device.type == "cuda"
-    return StepMetrics(
-        step=data.number + 1,
-        epoch=data.epoch,
-        loss=loss,
-        grad_norm=grad_norm,
-        lr=lr,
-        num_samples=data.num_samples,
-        num_loss_tokens=data.num_loss_tokens,
-        useful_tokens=data.num_useful_tokens,
-        computed_tokens=data.num_computed_tokens,
-        seconds=seconds,
-        data_seconds=waited,
-        memory_gb=torch.cuda.max_memory_allocated(world.device) / 1e9 if on_gpu else None,
-    )
+def _draw_curve(output_dir: Path, log: MetricsLog) -> None:
+    try:
+        draw_curve(output_dir)
+    except OSError as error:
+        log.say(f"{output_dir / 'loss.svg'} cannot be written: {error}")
 
 
-def _last_words(plan: Plan, steps_done: int) -> str:
-    output = plan.config.output_dir
-    if steps_done == plan.num_steps:
-        return f"done: {steps_done} steps; the weights are in {output / 'final'}"
-    return f"stopped after step {steps_done} of {plan.num_steps}; run the same command again to go on"
+def _last_words(trainer: Trainer) -> str:
+    num_steps, steps_done, standing = trainer.plan.num_steps, trainer.steps_done, trainer.standing
+    final = trainer.plan.config.output_dir / "final"
+    if not trainer.is_finished:
+        return f"stopped after step {steps_done} of {num_steps}; run the same command again to go on"
+    if steps_done < num_steps:
+        return (
+            f"done: the evaluation's loss was best after step {standing.best_step} ({standing.best_loss:.4f}) and not"
+            f" better since, so the run ends after {steps_done} of {num_steps} steps; the weights are in {final}"
+        )
+    return f"done: {steps_done} steps; the weights are in {final}"

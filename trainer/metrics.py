@@ -1,14 +1,19 @@
-"""What is said of every step: a line for people, JSON for machines."""
+"""What is measured of a step and of an evaluation."""
 
 import json
+import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
-from tqdm import tqdm
+import torch
 
-from trainer.errors import IntegrityError
+from trainer.batches import Step
+from trainer.distributed import World
+from trainer.flops import ModelFlops, peak_flops
+
+#: Where Linux says how many pages of memory this process holds (`man proc_pid_statm`: the second number).
+STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,111 +33,112 @@ class StepMetrics:
     useful_tokens: int
     computed_tokens: int
     seconds: float
-    """Of the step, waiting for data included."""
+    """Of the step, waiting for data included; evaluations and checkpoints are not."""
     data_seconds: float
-    """Of waiting for data."""
-    memory_gb: float | None
-    """Most that was allocated on rank 0's GPU so far, in 10^9 bytes; None on a CPU."""
+    """Of waiting for data, on rank 0."""
+    memory_gb: float
+    """In 10^9 bytes, of rank 0: the most that was allocated on its GPU so far, or what its process holds of the
+    machine's memory now, where it trains on a CPU."""
+    flops: float
+    """Model FLOPs of the step (`trainer.flops`)."""
+    peak_flops: float | None
+    """FLOP/s of all ranks' GPUs at most, in bfloat16; None on a CPU or an unknown GPU."""
 
-    def derived(self) -> dict[str, float]:
-        """Return rates and shares: tokens and samples a second, packing efficiency, share of time lost on data."""
+    def derived(self) -> dict[str, float | None]:
+        """Return rates and shares: tokens and samples a second, packing efficiency, share of time lost on data, MFU.
+
+        MFU = model FLOPs of the step / (seconds x FLOP/s that the GPUs could do at most); None where that is unknown.
+        """
         return {
             "useful_tokens_per_second": self.useful_tokens / self.seconds,
             "computed_tokens_per_second": self.computed_tokens / self.seconds,
             "samples_per_second": self.num_samples / self.seconds,
             "packing_efficiency": self.useful_tokens / self.computed_tokens,
             "data_wait": self.data_seconds / self.seconds,
+            "mfu": None if self.peak_flops is None else self.flops / (self.seconds * self.peak_flops),
         }
 
-    def to_json(self) -> str:
-        """Return one line of `metrics.jsonl`; its numbers read back exactly."""
-        return json.dumps({**asdict(self), **self.derived()})
+    def values(self) -> dict[str, float | None]:
+        """Return every number of the step by its name."""
+        return {**asdict(self), **self.derived()}
 
     def line(self, num_steps: int, seconds_left: float) -> str:
         """Return the line for people."""
         rates = self.derived()
-        memory = "" if self.memory_gb is None else f"  {self.memory_gb:.1f} GB"
+        mfu = "" if rates["mfu"] is None else f"  MFU {rates['mfu']:.1%}"
         return (
             f"step {self.step}/{num_steps}  loss {self.loss:.4f}  grad norm {self.grad_norm:.3f}  lr {self.lr:.2e}"
             f"  {rates['useful_tokens_per_second']:,.0f} useful tok/s"
             f" ({rates['computed_tokens_per_second']:,.0f} computed)"
             f"  {rates['samples_per_second']:,.1f} samples/s  packing {rates['packing_efficiency']:.4f}"
-            f"  data wait {rates['data_wait']:.1%}{memory}  ETA {_clock(seconds_left)}"
+            f"  data wait {rates['data_wait']:.1%}  {self.memory_gb:.1f} GB{mfu}  ETA {_clock(seconds_left)}"
         )
 
 
-class MetricsLog:
-    """Writes `metrics.jsonl` and prints lines, or moves a bar where a person watches a terminal."""
+@dataclass(frozen=True, slots=True)
+class EvaluationMetrics:
+    """One evaluation, over all ranks."""
 
-    def __init__(
-        self, path: Path, first_step: int, num_steps: int, log_every: int, stream: TextIO | None = None
-    ) -> None:
-        self._num_steps = num_steps
-        self._log_every = log_every
-        self._stream = stream or sys.stdout
-        self._seconds_per_step: float | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        forget_steps_after(path, first_step)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm(total=num_steps, initial=first_step, unit="step", file=self._stream, dynamic_ncols=True)
+    step: int
+    """Optimizer steps that were done."""
+    loss: float
+    """Mean cross entropy of the trained tokens of all samples."""
+    accuracy: float
+    """Share of the trained tokens that the model ranks first."""
+    num_samples: int
+    num_loss_tokens: int
+    seconds: float
 
-    def write(self, metrics: StepMetrics) -> None:
-        """Record one step."""
-        self._file.write(metrics.to_json() + "\n")
-        # Steps differ in size; an average over some twenty of them is a steady guess of what is left.
-        before = metrics.seconds if self._seconds_per_step is None else self._seconds_per_step
-        self._seconds_per_step = 0.95 * before + 0.05 * metrics.seconds
-        if self._bar is not None:
-            self._bar.update(1)
-        last = metrics.step == self._num_steps
-        if metrics.step % self._log_every == 0 or last:
-            self.say(metrics.line(self._num_steps, (self._num_steps - metrics.step) * self._seconds_per_step))
+    def values(self) -> dict[str, float | None]:
+        """Return every number of the evaluation by its name."""
+        return asdict(self)
 
-    def say(self, text: str) -> None:
-        """Print a line of text."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Close the file and the bar."""
-        self._file.close()
-        if self._bar is not None:
-            self._bar.close()
+    def line(self, num_steps: int) -> str:
+        """Return the line for people."""
+        return (
+            f"evaluation after step {self.step}/{num_steps}  loss {self.loss:.4f}  token accuracy {self.accuracy:.2%}"
+            f"  {self.num_samples:,} samples, {self.num_loss_tokens:,} tokens in {_clock(self.seconds)}"
+        )
 
 
-def forget_steps_after(path: Path, step: int) -> None:
-    """Take the lines of steps after `step` out of a `metrics.jsonl`: a resumed run does those steps again.
+def measure(
+    data: Step, loss: float, grad_norm: float, lr: float, seconds: float, waited: float, flops: ModelFlops, world: World
+) -> StepMetrics:
+    """Return what is known of a step that took so many seconds, `waited` of them for its data."""
+    peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+    return StepMetrics(
+        step=data.number + 1,
+        epoch=data.epoch,
+        loss=loss,
+        grad_norm=grad_norm,
+        lr=lr,
+        num_samples=data.num_samples,
+        num_loss_tokens=data.num_loss_tokens,
+        useful_tokens=data.num_useful_tokens,
+        computed_tokens=data.num_computed_tokens,
+        seconds=seconds,
+        data_seconds=waited,
+        memory_gb=memory_gb(world.device),
+        flops=flops.of(data),
+        peak_flops=None if peak is None else peak * world.size,
+    )
 
-    Raises:
-        IntegrityError: a line is damaged. (The last may be cut short, when the run was killed; it is taken out.)
-    """
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    steps = [_step_of(line) for line in lines]
-    kept = []
-    for number, (line, found) in enumerate(zip(lines, steps, strict=True), start=1):
-        if found is None and number < len(lines):
-            raise IntegrityError(f"{path}:{number}: expected a step's metrics, found {line[:40]}; remove the line")
-        if found is not None and found <= step:
-            kept.append(line)
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+
+def to_json(values: dict[str, float | None]) -> str:
+    """Return numbers as one line of JSON, from which they read back exactly."""
+    return json.dumps(values, allow_nan=False)
 
 
-def _step_of(line: str) -> int | None:
-    """Return the step of a line; None where it is none."""
+def memory_gb(device: torch.device) -> float:
+    """Return what `StepMetrics.memory_gb` says: 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     try:
-        metrics = json.loads(line)
-    except ValueError:
-        return None
-    step = metrics.get("step") if isinstance(metrics, dict) else None
-    return step if isinstance(step, int) else None
+        return int(STATM.read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 1e9
+    except OSError:
+        # No Linux: the most that the process ever held, which macOS counts in bytes and others in KiB.
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 1e9 if sys.platform == "darwin" else most * 1024 / 1e9
 
 
 def _clock(seconds: float) -> str:

@@ -9,13 +9,16 @@ from torch import nn
 
 from trainer.config import OptimizerConfig
 from trainer.errors import TrainError
+from trainer.lora import adapted_parameters
+from trainer.lowbit import adamw_8bit
 from trainer.model import LlavaConfig, LlavaModel
 
 
 def freeze(model: LlavaModel, patterns: Sequence[str]) -> None:
     """Take the gradients off every parameter whose name begins with a match of one of the regular expressions.
 
-    The tower's layers above the one whose features are used get none in any case: they are not run.
+    The tower's layers above the one whose features are used get none in any case: they are not run. LoRA's adapters
+    keep theirs, and the weights they stand beside get none, whatever the expressions say.
 
     Raises:
         TrainError: a pattern that matches no parameter, or nothing left to train.
@@ -24,8 +27,10 @@ def freeze(model: LlavaModel, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(re.match(pattern, name) for name in names):
             raise TrainError(f"freeze: {pattern!r} matches no parameter; the names look like {_examples(names)}")
+    adapters, beside_adapters = adapted_parameters(model)
     for name, parameter in model.named_parameters():
-        frozen = any(re.match(pattern, name) for pattern in patterns)
+        frozen = name not in adapters and any(re.match(pattern, name) for pattern in patterns)
+        frozen = frozen or name in beside_adapters
         parameter.requires_grad_(not frozen and not _is_never_run(name, model.config))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainError(f"freeze: {', '.join(map(repr, patterns))} leave nothing to train")
@@ -44,7 +49,9 @@ def _is_never_run(name: str, config: LlavaConfig) -> bool:
     )
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that have gradients; each group knows its own peak learning rate."""
     projector, others = [], []
     for name, parameter in named_parameters:
@@ -52,6 +59,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
             (projector if name.startswith("projector.") else others).append(parameter)
     peaks = [(projector, config.projector_peak_lr or config.peak_lr), (others, config.peak_lr)]
     groups = [{"params": members, "lr": 0.0, "peak_lr": peak} for members, peak in peaks if members]
+    if config.states == "int8":
+        return adamw_8bit(groups, config)
     return torch.optim.AdamW(
         groups,
         betas=(config.beta1, config.beta2),
@@ -74,9 +83,13 @@ def lr_factor(step: int, num_steps: int, warmup_ratio: float) -> float:
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Set each group to its share of its own peak; return the highest."""
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["peak_lr"]
-    return max(group["lr"] for group in optimizer.param_groups)
+    rates = [factor * group["peak_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)  # torchao's step is compiled, and would be anew for every other number
+        else:
+            group["lr"] = rate
+    return max(rates)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

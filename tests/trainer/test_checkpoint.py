@@ -135,3 +135,26 @@ def test_exported_weights_are_rounded_as_asked(world):
     weights = whole_weights(model, torch.bfloat16)
     assert weights.keys() == model.state_dict().keys()
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_states_of_8_bits_stay_with_their_number_of_processes(tmp_path):
+    settings = {**STATE.settings, "optimizer.states": "int8"}
+    saved = replace(STATE, settings=settings)
+    check_resumable(tmp_path, saved, replace(saved, step=9))
+    with pytest.raises(TrainError, match="states of 8 bits were saved by 1 processes, and cannot be spread over 2"):
+        check_resumable(tmp_path, saved, replace(saved, world_size=2))
+
+
+def test_a_checkpoint_leaves_frozen_weights_alone(tmp_path, world):
+    checkpoints = Checkpoints(tmp_path, keep=2, world=world)
+    models = []
+    for seed in (0, 1):
+        model = LlavaModel(TINY)
+        initialise(model, seed)
+        model.language.requires_grad_(False)
+        models.append((model, build_optimizer(model.named_parameters(), OptimizerConfig(peak_lr=0.1))))
+    path = checkpoints.save(*models[0], STATE)
+    frozen = models[1][0].language.embed.weight.clone()
+    checkpoints.load(path, *models[1])
+    assert torch.equal(models[1][0].language.embed.weight, frozen)
+    assert torch.equal(models[1][0].projector.up.weight, models[0][0].projector.up.weight)

@@ -124,7 +124,7 @@ class Workplace:
             "attention": "sdpa",
         }
         for name, value in changes.items():
-            values[name] = {**values[name], **value} if isinstance(value, dict) else value
+            values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
         return {name: value for name, value in values.items() if value is not None}
 
     def config(self, output: Path, **changes: Any) -> TrainConfig:

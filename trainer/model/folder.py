@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,18 +106,31 @@ def load_layout(folder: Path | str) -> dict[str, Any] | None:
 
 def fill_parameters(model: LlavaModel, folder: Path) -> None:
     """Copy the tensors of a folder into a model, one at a time; any mismatch is a `FolderError` that lists it."""
-    files = tensor_files(folder)
     state = model.state_dict()
-    _refuse(folder, "missing", sorted(state.keys() - files.keys()))
-    _refuse(folder, "unknown", sorted(files.keys() - state.keys()))
+    for name, tensor in read_parameters(folder, {name: tuple(tensor.shape) for name, tensor in state.items()}):
+        with torch.no_grad():
+            state[name].copy_(tensor)
+
+
+def read_parameters(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], but: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a folder by name, one at a time, all but those named.
+
+    `expected` are the names and shapes of a whole model; `FolderError` lists what is missing, unknown or of another
+    shape, before the first tensor is read.
+    """
+    files = tensor_files(folder)
+    _refuse(folder, "missing", sorted(expected.keys() - files.keys()))
+    _refuse(folder, "unknown", sorted(files.keys() - expected.keys()))
     with ExitStack() as stack:
         opened = {path: stack.enter_context(open_weights(path)) for path in sorted(set(files.values()))}
         found = {name: tuple(opened[path].get_slice(name).get_shape()) for name, path in files.items()}
-        wrong = [f"{n} {found[n]}, expected {tuple(t.shape)}" for n, t in state.items() if found[n] != tuple(t.shape)]
+        wrong = [f"{name} {found[name]}, expected {shape}" for name, shape in expected.items() if found[name] != shape]
         _refuse(folder, "of another shape", wrong)
-        for name, target in state.items():
-            with torch.no_grad():
-                target.copy_(opened[files[name]].get_tensor(name))
+        for name in expected:
+            if name not in but:
+                yield name, opened[files[name]].get_tensor(name)
 
 
 def open_weights(path: Path) -> safe_open:

@@ -34,11 +34,17 @@ class LlavaModel(nn.Module):
         A batch without pictures sends zero rows through tower and projector, so that their gradients are zeros
         and not missing: every rank of a distributed run takes part in the same reductions.
         """
-        features = self.projector(self.vision(self.normalise(batch.pixels))).flatten(0, 1)
+        features = self.projector(self._seen(batch.pixels)).flatten(0, 1)
         # The ids at the image slots are free; 0 is a row that every table has.
         embedded = self.language.embed(batch.input_ids.index_fill(0, batch.image_slots, 0))
         hidden = embedded.index_copy(0, batch.image_slots, features.to(embedded.dtype))
         return self.language(hidden, batch.positions, batch.segments, at)
+
+    def _seen(self, pixels: UInt8[Tensor, "I 3 size size"]) -> Float[Tensor, "I P V"]:
+        """Return the tower's features; a frozen tower leaves no graph behind."""
+        is_trained = any(parameter.requires_grad for parameter in self.vision.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
+            return self.vision(self.normalise(pixels))
 
     def normalise(self, pixels: UInt8[Tensor, "I 3 size size"]) -> Float[Tensor, "I 3 size size"]:
         """Return `(pixels / 255 - mean) / std` in the dtype of the tower, computed in fp32."""
