@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from dataprep.compiler import Compiler, Tally, Work
 from dataprep.config import CompileConfig
+from dataprep.crew import Crew, Errand, crew
 from dataprep.embedding import EmbeddedPictures
 from dataprep.encoding import TextEncoder
 from dataprep.errors import NO_SPACE, CommandError, Exit
@@ -24,10 +23,10 @@ from dataprep.plan import InputFile, change_of, plan, survey
 from dataprep.selection import keep_order, needs_selection, order_tasks, select
 from dataprep.shards.layout import FORMAT_VERSION, RowLayout
 from dataprep.verdicts import ImageVerdicts
-from dataprep.workers import StandstillWatch, begin_worker, out_of_memory, worker_map, worker_pool
+from dataprep.workers import out_of_memory, worker_map
 
-#: Seconds between two looks at the workers' counter.
-TICK = 0.2
+#: Bytes of input a worker from which on workers are begun at once; for less, their start would not be worth it.
+EARLY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,10 @@ def run_job(
     Raises:
         CommandError: folder conflict (4), no space (6).
     """
-    with resources(job.output), only_run(job.output / ".lock", job.output):
+    with resources(job.output), only_run(job.output / ".lock", job.output), _early_crew(job, workers) as early:
         prepared = prepare(job, input_files(job.inputs), workers)
         started(prepared.num_records)
-        made = compile_missing(prepared, prepared.work, workers, progress)
+        made = compile_missing(prepared, prepared.work, workers, progress, early)
         tally = finish(prepared)
         ended(made, len(prepared.work))
         return tally
@@ -187,8 +186,13 @@ def _identity(job: Job, files: Sequence[InputFile], layout: RowLayout) -> dict[s
     }
 
 
-def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress) -> int:
+def compile_missing(
+    prepared: Prepared, work: Sequence[Assignment], workers: int, progress: Progress, early: Crew | None = None
+) -> int:
     """Compile those tasks of `work` that have no whole shards yet; return their number.
+
+    Args:
+        early: worker processes that have begun already, where there are any.
 
     Raises:
         CommandError: an input is not as planned, before or after (4); then nothing that was compiled counts as done.
@@ -205,8 +209,9 @@ def compile_missing(prepared: Prepared, work: Sequence[Assignment], workers: int
         records, refused = records + tally.records, refused + tally.num_refused
     pictures.flush()
     progress(records, refused)
-    run = _run_here if workers <= 1 or len(missing) <= 1 else _run_in_workers
-    for record, advanced in run(prepared, missing, workers):
+    alone = workers <= 1 or len(missing) <= 1
+    reports = _run_here(prepared, missing) if alone else _run_in_workers(prepared, missing, workers, early)
+    for record, advanced in reports:
         if record is not None:
             refused += Tally.from_dict(record["tally"]).num_refused
         progress(advanced, refused)
@@ -260,7 +265,7 @@ def finish(prepared: Prepared) -> Tally:
 Report = tuple[dict[str, Any] | None, int]
 
 
-def _run_here(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
+def _run_here(prepared: Prepared, work: Sequence[Assignment]) -> Iterator[Report]:
     advanced: list[int] = []
     compiler = make_compiler(prepared.job, prepared.layout, advanced.append, encoder=prepared.encoder)
     for number, task in work:
@@ -290,66 +295,32 @@ def make_compiler(
     return Compiler(job.config, encoder, layout, make_verdicts(job, remember), progress)
 
 
-def _run_in_workers(prepared: Prepared, work: Sequence[Assignment], workers: int) -> Iterator[Report]:
-    counter = multiprocessing.get_context("spawn").Value("q", 0)
-    seen, left = 0, len(work)
-    # In no lock of Python's own may a signal find this thread, or the pool would wait for it for ever: so a queue that
-    # has none, and no `concurrent.futures.wait`, which takes the lock of every task that waits.
-    finished: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
-    # a shard in hand when the pool ends is dropped, since it has no name yet
-    arguments = (*_for_workers(prepared), counter)
-    with worker_pool(min(workers, left), _start_worker, arguments) as pool:
-        watch = StandstillWatch(pool)
-        for assignment in work:
-            pool.submit(_work, assignment).add_done_callback(finished.put)
-        while left:
-            watch.check()
-            future = None
-            with suppress(Empty):
-                future = finished.get(timeout=TICK)
-                left -= 1
-            done = counter.get_obj().value  # without its lock: a killed worker may hold that for ever
-            yield future and future.result(), done - seen
-            seen = done
+def _run_in_workers(
+    prepared: Prepared, work: Sequence[Assignment], workers: int, early: Crew | None
+) -> Iterator[Report]:
+    outputs = [part.output.without_identity() for part in prepared.parts]
+    errands = [Errand(prepared.layout, outputs[number], task) for number, task in work]
+    with nullcontext(early) if early else _crew(prepared.job, min(workers, len(work))) as workers_at_hand:
+        yield from workers_at_hand.run(errands)
 
 
-def _for_workers(prepared: Prepared) -> tuple[Job, RowLayout, tuple[OutputFolder, ...]]:
-    """Return what a worker needs; the list of all inputs is long, and each of its tasks names those it reads."""
-    outputs = tuple(part.output.without_identity() for part in prepared.parts)
-    return replace(prepared.job, inputs=()), prepared.layout, outputs
+def _crew(job: Job, workers: int, at_once: bool = False) -> AbstractContextManager[Crew]:
+    # The list of all inputs is long, and each task names those it reads.
+    return crew(workers, str(job.tokenizer), partial(_compiler_of, replace(job, inputs=())), at_once)
 
 
-_worker: tuple[Compiler, tuple[OutputFolder, ...]] | None = None
-
-#: What ended this worker's work: the parent stops it, and until then it takes nothing more in hand.
-_failure: BaseException | None = None
+def _compiler_of(job: Job, encoder: TextEncoder, layout: RowLayout, progress: Callable[[int], None]) -> Compiler:
+    return make_compiler(job, layout, progress, encoder=encoder)
 
 
-def _start_worker(job: Job, layout: RowLayout, outputs: tuple[OutputFolder, ...], counter: Any) -> None:
-    global _worker
-    begin_worker()
-    # One process a core: the tokenizer's own threads would only compete.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-    def progress(done: int) -> None:
-        with counter.get_lock():
-            counter.value += done
-
-    _worker = make_compiler(job, layout, progress), outputs
-
-
-def _work(assignment: Assignment) -> dict[str, Any]:
-    global _failure
-    assert _worker is not None
-    if _failure is not None:
-        raise _failure
-    compiler, outputs = _worker
-    number, task = assignment
-    try:
-        return outputs[number].make(task, compiler.run)
-    except BaseException as error:
-        _failure = error
-        raise
+@contextmanager
+def _early_crew(job: Job, workers: int) -> Iterator[Crew | None]:
+    """Begin the workers before the input is surveyed, where it is so large that there will be work for all of them."""
+    if workers <= 1 or sum(os.stat(path).st_size for path in job.inputs) < workers * EARLY_BYTES:
+        yield None
+        return
+    with _crew(job, workers, at_once=True) as early:
+        yield early
 
 
 @contextmanager

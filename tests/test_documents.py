@@ -27,7 +27,8 @@ def test_every_file_that_is_named_exists(document):
 
 
 @pytest.mark.parametrize(
-    "document", [*DOCUMENTS, "CHANGELOG.md", "docs/scaling.md", "docs/templates.md", "docs/clusters.md", "docs/training.md"]
+    "document",
+    [*DOCUMENTS, "CHANGELOG.md", "docs/scaling.md", "docs/templates.md", "docs/clusters.md", "docs/training.md"],
 )
 def test_no_document_waits_for_a_figure(document):
     assert not re.search(r"@@|FIGURE|TODO|\bRATE\b", text_of(document))

@@ -7,13 +7,16 @@ import pickle
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
+from dataprep import pipeline
 from dataprep.compiler import Tally
+from dataprep.crew import Errand
 from dataprep.errors import CommandError, Exit
-from dataprep.pipeline import _for_workers, input_files, make_compiler, prepare, run_job
+from dataprep.pipeline import input_files, make_compiler, prepare, run_job
 from dataprep.plan import plan
 from dataprep.preprocess import Accounting
 from dataprep.shards import ShardReader
@@ -213,8 +216,38 @@ def test_a_picture_at_another_place_than_the_layout_says_stops_the_run(workspace
         compiler.run(task)
 
 
-def test_a_worker_is_begun_with_less_than_a_pipe_holds_however_many_inputs_there_are(workspace):
+def test_a_worker_is_begun_with_less_than_a_pipe_holds_however_many_inputs_there_are(workspace, monkeypatch):
     """Python waits without end for one that is killed before it has read what it is begun with."""
     job = workspace.job(*(workspace.write(f"{number:04}.jsonl", [workspace.record(number)]) for number in range(600)))
     prepared = prepare(job, input_files(job.inputs), 2)
-    assert len(pickle.dumps((job, prepared.parts[0].output))) > 1 << 16 > 8 * len(pickle.dumps(_for_workers(prepared)))
+    begun: list[tuple] = []
+    monkeypatch.setattr(pipeline, "crew", lambda *arguments: begun.append(arguments) or nullcontext())
+    pipeline._crew(job, 2)
+    errand = Errand(prepared.layout, prepared.parts[0].output.without_identity(), prepared.parts[0].tasks[0])
+    assert len(pickle.dumps((job, prepared.parts[0].output))) > 1 << 16 > 8 * len(pickle.dumps(begun))
+    assert len(pickle.dumps(errand._replace(task=None))) < 1 << 12
+
+
+@pytest.fixture
+def _early(monkeypatch):
+    monkeypatch.setattr(pipeline, "EARLY_BYTES", 0)
+
+
+@pytest.mark.usefixtures("_early")
+def test_workers_that_begin_before_the_survey_make_the_same_and_end_with_the_run(workspace):
+    path = workspace.write("a.jsonl", [workspace.record(number) for number in range(1200)])
+    one, two = (workspace.job(path, output=name) for name in ("one", "two"))
+    run_job(one, 1, quiet)
+    for _ in range(2):  # the second time nothing is missing
+        run_job(two, 2, quiet)
+        assert not multiprocessing.active_children()
+    assert hashes(one.output) == hashes(two.output) and len(hashes(one.output)) > 1
+
+
+@pytest.mark.usefixtures("_early")
+def test_what_is_wrong_is_said_once_though_workers_have_begun(workspace, tmp_path, capfd):
+    path = workspace.write("a.jsonl", [workspace.record(1)])
+    job = replace(workspace.job(path), tokenizer=tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        run_job(job, 2, quiet)
+    assert not multiprocessing.active_children() and capfd.readouterr().err == ""

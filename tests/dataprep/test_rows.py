@@ -1,6 +1,5 @@
 """Laying out a sample, against the slow and obvious way; and what becomes of what does not fit."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
