@@ -143,7 +143,11 @@ def test_what_helps_against_too_many_refusals_does_help(compiled, workspace):
         (("--template", "x"), 1, "--template x: not known; choose from plain, plain_eos\n"),
         (("--set", "template=llama5"), 2, "llava-prep: --set template=llama5: template: expected 'plain', 'plain_eos'"),
         (("--set", "template=llama5"), 2, "or 'tokenizer', found 'llama5', did you mean llama3?\n"),
-        (("--set", "template=plain"), 2, "--set template=plain: config: template plain is not one of phase 2\n"),
+        (
+            ("--set", "template=plain"),
+            2,
+            "--set template=plain: config: template plain is not one of phase 2; choose from vicuna_v1, llama2",
+        ),
         (("--config", "my.yaml"), 2, "my.yaml:2: template: expected 'plain', 'plain_eos', 'vicuna_v1', 'llama2', 'll"),
         (("--config", "my.yaml"), 2, "found 'vicuna_v2', did you mean vicuna_v1?\n"),
         (("--set", "holdout_by=picture"), 2, "holdout_by picture needs a holdout"),
