@@ -10,6 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = ("configs", "dataprep", "trainer", "converters")
 
+INFERENCE = {
+    "configs",
+    "trainer",
+    "converters",
+    "dataprep.shards",
+    "dataprep.images",
+    "dataprep.templates",
+    "dataprep.encoding",
+    "dataprep.conversation",
+}
+
 #: Each part may import these of ours, and nothing else. The longest name that fits a file decides.
 MAY_IMPORT = {
     "configs": {"configs"},
@@ -19,6 +30,10 @@ MAY_IMPORT = {
     "dataprep.report": {"configs", "dataprep", "trainer.packing"},
     "trainer": {"configs", "trainer", "dataprep.shards", "dataprep.images"},
     "trainer.model": {"configs", "trainer.model", "trainer.attention"},
+    # What a model is asked is made by the code that compiled its data, and any format that converts can be asked.
+    "trainer.inference": INFERENCE,
+    "trainer.evaluation": INFERENCE
+    | {"dataprep.datasets", "dataprep.prompts", "dataprep.llm_client", "dataprep.report", "dataprep.errors"},
     "converters": {"configs", "converters", "trainer.model"},
     "converters.verify": {
         "configs",

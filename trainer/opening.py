@@ -3,7 +3,7 @@
 from dataprep.shards import ShardReader
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
-from trainer.evaluation import chosen_rows
+from trainer.heldout import chosen_rows
 from trainer.fingerprint import check_fingerprint
 from trainer.model import LlavaConfig
 

@@ -10,7 +10,7 @@ from trainer.checkpoint import RunState
 from trainer.config import TrainConfig, fixed_settings
 from trainer.distributed import World
 from trainer.errors import TrainError
-from trainer.evaluation import Standing
+from trainer.heldout import Standing
 from trainer.lowbit import check_installed
 from trainer.model import LlavaConfig, load_config
 from trainer.model.folder import weights_identity

@@ -7,7 +7,7 @@ import pytest
 from tests.trainer.tiny_run import NUM_HELD_OUT, NUM_ROWS, StopsAfter, evaluations_of, losses_of, weights_of
 from trainer.checkpoint import read_state
 from trainer.errors import TrainError
-from trainer.evaluation import Standing
+from trainer.heldout import Standing
 
 
 def test_a_better_loss_begins_the_count_anew():

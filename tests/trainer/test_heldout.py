@@ -21,7 +21,7 @@ from tests.trainer.tiny_run import (
 from trainer.batches import collate, read_picture
 from trainer.config import EvaluationConfig
 from trainer.errors import ConflictError, IntegrityError, TrainError
-from trainer.evaluation import Evaluator, chosen_rows, evaluations_after, is_due
+from trainer.heldout import Evaluator, chosen_rows, evaluations_after, is_due
 from trainer.model import load_model
 from trainer.stopping import StopSignal
 
@@ -103,7 +103,7 @@ def test_the_same_weights_evaluate_alike_in_any_micro_batch(workplace, held_out,
     from trainer.distributed import open_world
     from trainer.plan import make_plan
 
-    monkeypatch.setattr("trainer.evaluation.SAMPLES_A_RANK", samples_a_time)
+    monkeypatch.setattr("trainer.heldout.SAMPLES_A_RANK", samples_a_time)
     model, _ = load_model(workplace.root / "start")
     found = []
     with open_world(torch.device("cpu")) as world:
