@@ -29,8 +29,8 @@ from trainer.config import TrainConfig, fixed_settings
 from trainer.curve import draw_curve
 from trainer.distributed import World, gather_objects, raise_faults, sum_over_ranks
 from trainer.errors import ConflictError, IntegrityError, StorageError, TrainError
-from trainer.heldout import Evaluator, Standing, evaluations_after, is_due
 from trainer.flops import model_flops
+from trainer.heldout import Evaluator, Standing, evaluations_after, is_due
 from trainer.lora import fill_from_folder, initialise_adapters
 from trainer.loss import choose_cross_entropy
 from trainer.memory import saving_more

@@ -3,8 +3,8 @@
 from dataprep.shards import ShardReader
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
-from trainer.heldout import chosen_rows
 from trainer.fingerprint import check_fingerprint
+from trainer.heldout import chosen_rows
 from trainer.model import LlavaConfig
 
 
