@@ -67,7 +67,7 @@ def read_tensors(folder: Path) -> list[LazyTensor]:
     try:
         return [_lazy(path, name) for name, path in tensor_files(folder).items()]
     except FolderError as error:
-        hint = " (pytorch_model.bin is not read: save the model again as safetensors)"
+        hint = " (a checkpoint of ours is safetensors alone)"
         raise ConversionError(f"{error}{hint if list(folder.glob('*.bin')) else ''}") from error
 
 

@@ -1,5 +1,6 @@
 """What every format is read into and written from."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.files import LazyTensor
+from converters.sentencepiece_files import tokenizer_files
 from trainer.model import LlavaConfig, listed, parameter_shapes
 
 #: The files of a tokenizer, where they are there. `tokenizer.model` is for formats that need SentencePiece's file.
@@ -29,12 +31,27 @@ class Hub:
 
 
 def read_tokenizer(folder: Path) -> dict[str, bytes]:
-    """Return the tokenizer's files of a folder; raises `ConversionError` when there is no `tokenizer.json`."""
+    """Return the tokenizer's files of a folder; a missing `tokenizer.json` is made from `tokenizer.model`.
+
+    Raises `ConversionError` when there is neither, or the latter cannot be used.
+    """
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if "tokenizer.json" not in files and "tokenizer.model" in files:
+        added = _added_tokens(folder / "added_tokens.json")
+        files = tokenizer_files(files["tokenizer.model"], added, f"{folder / 'tokenizer.model'}") | files
     if "tokenizer.json" not in files:
-        hint = "; load it once with transformers' AutoTokenizer and save it again" if files else ""
-        raise ConversionError(f"{folder} holds no tokenizer.json{hint}")
+        raise ConversionError(f"{folder} holds no tokenizer: neither tokenizer.json nor tokenizer.model")
     return files
+
+
+def _added_tokens(path: Path) -> dict[str, int]:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ConversionError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not all(type(index) is int for index in found.values()):
+        raise ConversionError(f"{path}: expected a table of tokens with their ids")
+    return found
 
 
 def check_shapes(config: LlavaConfig, tensors: Sequence[LazyTensor]) -> None:

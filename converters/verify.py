@@ -1,11 +1,12 @@
 """Two folders side by side on the same input: the largest difference of their logits.
 
 Each folder runs in the program that it is for: ours through `trainer.model`, Hugging Face's through transformers, in
-fp32. One model is in memory at a time.
+fp32; a format without a program of its own (an adapter, a projector) as what it makes of its base, through ours. One
+model is in memory at a time.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from converters.errors import ConversionError, UnsupportedError
-from converters.formats import FORMATS, detect
+from converters.formats import detect, read_with
 from converters.formats.hf import read_record
 from converters.hub import Hub
 from dataprep.encoding import TextEncoder, TokenizerError, encode
 from dataprep.images import ImageFault, load_image, pad_colour
 from dataprep.templates import TEMPLATES, VICUNA_SYSTEM
 from trainer.attention import Segments
-from trainer.model import LlavaConfig, ModelInput, load_model
+from trainer.model import LlavaConfig, LlavaModel, ModelInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +54,38 @@ class Comparison:
     """Part of the tokens at which both sides find the same next token likeliest."""
 
 
-def compare(first: Path, second: Path, image: Path | None, question: str) -> list[Comparison]:
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two folders."""
+
+    folder: Path
+    format: str
+    hub: Hub
+    others: Mapping[str, Path]
+
+
+def open_side(folder: Path, others: Mapping[str, Path]) -> Side:
+    """Read a folder of any format; of `others` (`vision`, `tokenizer`, `base`) its format takes what it needs.
+
+    Raises `ConversionError` or `UnsupportedError`.
+    """
+    name = detect(folder)
+    return Side(folder, name, read_with(name, folder, others), others)
+
+
+def compare(first: Side, second: Side, image: Path | None, question: str) -> list[Comparison]:
     """Run a prompt with a picture and one without through both folders.
 
     `image` None draws a picture. Raises `ConversionError` where the folders cannot get the same input: other tokenizers
     or sizes of pictures; `UnsupportedError` for an unusable picture or tokenizer.
     """
-    probes, others = (make_probes(_read(folder), image, question) for folder in (first, second))
+    probes, others = (make_probes(side.hub, image, question) for side in (first, second))
     for probe, other in zip(probes, others, strict=True):
         if not torch.equal(probe.ids, other.ids) or probe.pixels.shape != other.pixels.shape:
-            raise ConversionError(f"{first} and {second} make other tokens or pixels of the same prompt ({probe.name})")
+            folders = f"{first.folder} and {second.folder}"
+            raise ConversionError(f"{folders} make other tokens or pixels of the same prompt ({probe.name})")
     pairs = zip(run(first, probes), run(second, probes), strict=True)
     return [_compare(probe, *pair) for probe, pair in zip(probes, pairs, strict=True)]
-
-
-def _read(folder: Path) -> Hub:
-    return FORMATS[detect(folder)].read(folder)
 
 
 def make_probes(hub: Hub, image: Path | None, question: str) -> list[Probe]:
@@ -111,17 +128,19 @@ def _picture(hub: Hub, path: Path | None) -> UInt8[np.ndarray, "size size 3"]:
         raise UnsupportedError(str(fault)) from fault
 
 
-def run(folder: Path, probes: Sequence[Probe]) -> list[Float[Tensor, "T V"]]:
+def run(side: Side, probes: Sequence[Probe]) -> list[Float[Tensor, "T V"]]:
     """Return the fp32 logits of every token of each probe."""
-    name = detect(folder)
-    if name not in RUNNERS:
-        raise UnsupportedError(f"{folder} is {name}: verify runs {', '.join(RUNNERS)}; convert it to one of them")
     with torch.inference_mode():
-        return RUNNERS[name](folder, probes)
+        return RUNNERS.get(side.format, _run_ours)(side, probes)
 
 
-def _run_trainer(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
-    model, _ = load_model(folder, dtype=torch.float32)
+def _run_ours(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
+    with torch.device("meta"):
+        model = LlavaModel(side.hub.config)
+    model.to_empty(device="cpu")
+    state = model.state_dict()
+    for tensor in side.hub.tensors:
+        state[tensor.name].copy_(tensor.load())
     return [model(_as_input(probe)) for probe in probes]
 
 
@@ -136,11 +155,11 @@ def _as_input(probe: Probe) -> ModelInput:
     )
 
 
-def _run_hf(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
+def _run_hf(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
     from transformers import AutoModelForImageTextToText
 
-    config = _read(folder).config
-    model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).float().eval()
+    config = side.hub.config
+    model = AutoModelForImageTextToText.from_pretrained(side.folder, local_files_only=True).float().eval()
     logits = []
     for probe in probes:
         ids = probe.ids.masked_fill(probe.is_image_slot, model.config.image_token_index)
@@ -149,28 +168,40 @@ def _run_hf(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
     return logits
 
 
-def _run_llava(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
-    from converters.formats.llava_reference import Original
+def _run_llava(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
+    from converters.formats.llava_reference import original
 
-    model, config = Original(folder), _read(folder).config
-    return [model.logits(probe.ids, probe.is_image_slot, _normalised(probe.pixels, config)) for probe in probes]
+    return _run_reference(original(side.folder, side.others.get("vision")), side, probes)
 
 
-def _run_cerebras(folder: Path, probes: Sequence[Probe]) -> list[Tensor]:
+def _run_components(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
+    from converters.formats.components_reference import in_parts
+
+    return _run_reference(in_parts(side.folder), side, probes)
+
+
+def _run_cerebras(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
     from converters.formats.cerebras import CHECKPOINT, PARAMS
     from converters.formats.cerebras_reference import ModelZoo
 
+    folder = side.folder
     if not (folder / CHECKPOINT).is_file() or not (folder / PARAMS).is_file():
         raise UnsupportedError(f"{folder}: verify runs a Model Zoo folder of ours, with {CHECKPOINT} and {PARAMS}")
-    model, config = ModelZoo(folder / CHECKPOINT, folder / PARAMS), _read(folder).config
-    return [model.logits(probe.ids, probe.is_image_slot, _normalised(probe.pixels, config)) for probe in probes]
+    return _run_reference(ModelZoo(folder / CHECKPOINT, folder / PARAMS), side, probes)
 
 
-#: How each format is run.
-RUNNERS: dict[str, Callable[[Path, Sequence[Probe]], list[Tensor]]] = {
-    "trainer": _run_trainer,
+def _run_reference(model: Any, side: Side, probes: Sequence[Probe]) -> list[Tensor]:
+    pictures = [_normalised(probe.pixels, side.hub.config) for probe in probes]
+    return [
+        model.logits(probe.ids, probe.is_image_slot, picture) for probe, picture in zip(probes, pictures, strict=True)
+    ]
+
+
+#: How each format is run in a program that is not ours.
+RUNNERS: dict[str, Callable[[Side, Sequence[Probe]], list[Tensor]]] = {
     "hf": _run_hf,
     "llava": _run_llava,
+    "components": _run_components,
     "cerebras": _run_cerebras,
 }
 
@@ -187,21 +218,22 @@ def _compare(probe: Probe, first: Tensor, second: Tensor) -> Comparison:
     )
 
 
-def processor_differences(folder: Path, other: Path, image: Path | None, question: str) -> list[str] | None:
+def processor_differences(side: Side, other: Side, image: Path | None, question: str) -> list[str] | None:
     """Say where a Hugging Face folder's own processor makes something else of a prompt than training does.
 
     The question is asked in vicuna_v1's wording with the picture, or with a drawn one. What training makes of it is
-    taken from `other`, the folder on the other side, where that is a checkpoint or an export of ours, else from
-    `folder`. Returns a sentence for other ids and one for other pixels; None where `folder` is no export of ours, since
+    taken from `other`, where that is a checkpoint or an export of ours, else from `side`. Returns a sentence for other
+    ids and one for other pixels; None where `side` is no export of ours, since
     nothing says what it was trained on. Pixels are compared of opaque 8-bit pictures: of others transformers makes
     something else on purpose (`dataprep.images` says why).
     """
-    if detect(folder) != "hf" or read_record(folder) is None:
+    folder = side.folder
+    if side.format != "hf" or read_record(folder) is None:
         return None
     from transformers import AutoProcessor
 
-    is_ours = detect(other) == "trainer" or read_record(other) is not None
-    hub = _read(other if is_ours else folder)
+    is_ours = other.format == "trainer" or (other.format == "hf" and read_record(other.folder) is not None)
+    hub = (other if is_ours else side).hub
     with tempfile.TemporaryDirectory() as drawn:
         path = image or _draw(Path(drawn) / "picture.png")
         probe = make_probes(hub, path, question)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.errors import UnsupportedError
-from converters.formats import cerebras, hf, llava, llava_projector, peft, trainer
+from converters.formats import cerebras, components, hf, llava, llava_projector, peft, trainer
 from converters.hub import Hub
 
 
@@ -32,6 +32,8 @@ class Format:
     """What `info` says of a folder that is no whole model."""
     is_file: bool = False
     """Whether one file may be read, without the folder around it."""
+    one_file: bool = False
+    """Whether its weights are one file, however large."""
     finish: Callable[[Path, Path], None] | None = None
     """`finish(unfinished, folder)`: called last, with the name that the written folder is about to get."""
 
@@ -40,6 +42,13 @@ class Format:
 FORMATS: dict[str, Format] = {
     "trainer": Format("llava-prep's own checkpoint folder", trainer.suits, trainer.read, trainer.write),
     "hf": Format("transformers' LlavaForConditionalGeneration", hf.suits, hf.read, hf.write),
+    "components": Format(
+        "a tower, a decoder and a projector in folders of their own (image_model/, text_model/, projector/)",
+        components.suits,
+        components.read,
+        components.write,
+        others={"tokenizer": "A folder whose tokenizer stands in place of the decoder's."},
+    ),
     "llava": Format(
         "the original LLaVA's text_model_llava/ with image_model/ beside it",
         llava.suits,
@@ -47,7 +56,7 @@ FORMATS: dict[str, Format] = {
         llava.write,
         others={
             "vision": "The tower's folder, where config.json's mm_vision_tower leads nowhere.",
-            "tokenizer": "A folder with tokenizer.json, for a source that has none, as the original's own.",
+            "tokenizer": "A folder with the tokenizer, for a source that has none.",
         },
         losses=llava.losses,
         finish=llava.finish,
@@ -61,14 +70,16 @@ FORMATS: dict[str, Format] = {
         losses=llava_projector.losses,
         describe=llava_projector.describe,
         is_file=True,
+        one_file=True,
     ),
     "cerebras": Format(
         "the Cerebras Model Zoo's checkpoint and yaml (Release 2.3)",
         cerebras.suits,
         cerebras.read,
         cerebras.write,
-        others={"tokenizer": "A folder with tokenizer.json, for a source that has none, as the Model Zoo's."},
+        others={"tokenizer": "A folder with the tokenizer, for a source that has none, as the Model Zoo's."},
         losses=cerebras.losses,
+        one_file=True,
     ),
     "peft": Format(
         "a LoRA adapter of peft, merged into its base",
@@ -79,6 +90,12 @@ FORMATS: dict[str, Format] = {
         describe=peft.describe,
     ),
 }
+
+
+def read_with(name: str, source: Path, others: Mapping[str, Path]) -> Hub:
+    """Read a folder of a format; of `others`, further folders by their option's name, it is given those it takes."""
+    known = FORMATS[name]
+    return known.read(source, **{option: folder for option, folder in others.items() if option in known.others})
 
 
 def detect(folder: Path) -> str:

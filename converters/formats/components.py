@@ -1,70 +1,96 @@
-"""Starting weights: a tower and a decoder as transformers saves them, and a fresh projector between.
+"""A tower, a decoder and a projector, each in a folder of its own; starting weights, where the projector is fresh.
 
 ```
-VISION/config.json     CLIP or SigLIP, whole or tower    LANGUAGE/config.json     Llama, Mistral, Qwen2 or Qwen3
-VISION/*.safetensors                                     LANGUAGE/*.safetensors
-VISION/preprocessor_config.json (mean and deviation)     LANGUAGE/tokenizer.json, tokenizer_config.json
+FOLDER/image_model/    CLIP or SigLIP, whole or tower: config.json, *.safetensors (or .bin),
+                       preprocessor_config.json (mean and deviation)
+FOLDER/text_model/     Llama, Mistral, Qwen2 or Qwen3: config.json, *.safetensors (or .bin), the tokenizer's files
+FOLDER/projector/      mm_projector.bin and config.json, as `llava-projector` writes them; or none: a fresh one
 ```
+
+The first two may lie anywhere, each as transformers saves it.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from converters.errors import ConversionError
 from converters.files import LazyTensor
-from converters.formats import hf_config
+from converters.formats import hf_config, llava_projector
 from converters.formats.hf_tokenizer import check_rows
-from converters.formats.transformers_names import decoder_rules, tower_rules
+from converters.formats.parts import read_decoder, read_tower, write_decoder, write_tower
 from converters.hub import Hub, check_shapes, read_tokenizer
-from converters.pickles import read_weights
-from converters.rules import Rule, to_ours
-from trainer.model import LlavaConfig, ProjectorConfig, initialise, parameter_shapes
+from trainer.model import LlavaConfig, ProjectorConfig, VisionConfig, initialise
 from trainer.model.projector import Projector
 
-_TOWER = "vision_model."
-
-#: The other half of a `CLIPModel` or `SiglipModel`, which LLaVA has no use for.
-_TEXT_HALF = [
-    Rule("text_model.*", None),
-    Rule("text_projection.weight", None),
-    Rule("visual_projection.weight", None),
-    Rule("logit_scale", None),
-    Rule("logit_bias", None),
-]
-
-#: transformers 5 saves a tower alone without the prefix.
-_BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
+IMAGE_MODEL, TEXT_MODEL, PROJECTOR = "image_model", "text_model", "projector"
 
 
-def read(vision_folder: Path, language_folder: Path, projector_kind: str, seed: int) -> Hub:
-    """Join a tower and a decoder; the projector's weights depend on `seed` and the sizes alone.
+def suits(folder: Path) -> bool:
+    """Return whether a folder looks like this format."""
+    return all((folder / part / "config.json").is_file() for part in (IMAGE_MODEL, TEXT_MODEL))
 
-    The projector takes the decoder's dtype. Raises `ConversionError` or `UnsupportedError`.
+
+def read(folder: Path, tokenizer: Path | None = None) -> Hub:
+    """Read the three folders of one model; without a projector among them, one is made as `join` makes it."""
+    projector = folder / PROJECTOR
+    if not projector.is_dir():
+        hub = join(folder / IMAGE_MODEL, folder / TEXT_MODEL, tokenizer=tokenizer)
+        return replace(hub, notes=[f"{folder} holds no folder {PROJECTOR}: a fresh one was made (mlp2x_gelu, seed 0)"])
+    settings = hf_config.read_json(projector / "config.json")
+    keys = ("select_layer", "select_feature")
+    chosen = {key: settings[f"mm_vision_{key}"] for key in keys if f"mm_vision_{key}" in settings}
+    hub = join(folder / IMAGE_MODEL, folder / TEXT_MODEL, tokenizer=tokenizer, chosen=chosen)
+    return llava_projector.join(hub, projector / llava_projector.PROJECTOR)
+
+
+def join(
+    vision_folder: Path,
+    language_folder: Path,
+    projector_kind: str = "mlp2x_gelu",
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> Hub:
+    """Join a tower and a decoder by a fresh projector, whose weights depend on `seed` and the sizes alone.
+
+    `tokenizer` is a folder whose files stand in place of the decoder's; `chosen` says which of the tower's states
+    is used (keys of `VisionConfig`). The projector takes the decoder's dtype. Raises `ConversionError` or
+    `UnsupportedError`.
     """
-    vision = hf_config.to_our_vision(hf_config.load_their_config(vision_folder, hf_config.TOWERS))
-    theirs = hf_config.load_their_config(language_folder, hf_config.DECODERS)
-    tied = bool(theirs.tie_word_embeddings)
-    language = hf_config.to_our_language(theirs, theirs.vocab_size, tied)
-    mean, std = hf_config.read_mean_and_std(vision_folder)
-    projector = ProjectorConfig.model_validate({"kind": projector_kind})
-    config = LlavaConfig(vision=vision, projector=projector, language=language, image_mean=mean, image_std=std)
-    of_decoder = [name for name in parameter_shapes(config) if name.startswith("language.")]
-    decoder = to_ours(read_weights(language_folder), decoder_rules("", language), of_decoder)
+    config = _config(vision_folder, language_folder, projector_kind, chosen or {})
+    decoder = read_decoder(language_folder, config)
     tensors = read_tower(vision_folder, config)
     tensors += _fresh_projector(config, seed, decoder[0]) + decoder
     check_shapes(config, tensors)
-    tokenizer = read_tokenizer(language_folder)
-    check_rows(tokenizer, language.vocab_size)
-    return Hub(config, tensors, tokenizer, data=None)
+    files = read_tokenizer(tokenizer or language_folder)
+    check_rows(files, config.language.vocab_size)
+    return Hub(config, tensors, files, data=None)
 
 
-def read_tower(folder: Path, config: LlavaConfig) -> list[LazyTensor]:
-    """Return the tensors of a tower's folder under our names, unread; `config` is of the whole model."""
-    expected = [name for name in parameter_shapes(config) if name.startswith("vision.")]
-    tensors = [_prefixed(tensor) for tensor in read_weights(folder)]
-    return to_ours(tensors, [*tower_rules(_TOWER, config.vision), *_TEXT_HALF], expected)
+def _config(vision_folder: Path, language_folder: Path, projector_kind: str, chosen: dict[str, Any]) -> LlavaConfig:
+    vision = hf_config.to_our_vision(hf_config.load_their_config(vision_folder, hf_config.TOWERS))
+    theirs = hf_config.load_their_config(language_folder, hf_config.DECODERS)
+    mean, std = hf_config.read_mean_and_std(vision_folder)
+    try:
+        vision = VisionConfig.model_validate(vision.model_dump() | chosen)
+    except ValueError as error:
+        raise ConversionError(f"{vision_folder}: {chosen} does not fit this tower: {error}") from error
+    return LlavaConfig(
+        vision=vision,
+        projector=ProjectorConfig.model_validate({"kind": projector_kind}),
+        language=hf_config.to_our_language(theirs, theirs.vocab_size, bool(theirs.tie_word_embeddings)),
+        image_mean=mean,
+        image_std=std,
+    )
 
 
-def _prefixed(tensor: LazyTensor) -> LazyTensor:
-    return tensor.renamed(_TOWER + tensor.name) if tensor.name.startswith(_BARE) else tensor
+def write(hub: Hub, folder: Path, max_shard_bytes: int) -> None:
+    """Write the three folders; the projector's is what `llava-projector` writes, with the record of the training."""
+    write_tower(hub, folder / IMAGE_MODEL, max_shard_bytes)
+    write_decoder(hub, folder / TEXT_MODEL, max_shard_bytes)
+    (folder / PROJECTOR).mkdir()
+    llava_projector.write(hub, folder / PROJECTOR, max_shard_bytes)
 
 
 def _fresh_projector(config: LlavaConfig, seed: int, like: LazyTensor) -> list[LazyTensor]:

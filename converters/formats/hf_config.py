@@ -148,8 +148,11 @@ def _rope(theirs: PretrainedConfig) -> tuple[float, RopeScaling | None]:
 
 
 def _sliding_window(theirs: PretrainedConfig) -> int | None:
-    """Return the window of a decoder that has one in any layer; a Qwen names one that it does not use."""
-    window = getattr(theirs, "sliding_window", None)
+    """Return the window of a decoder that has one in any layer; a Qwen names one that it does not use.
+
+    A Llama has none, whatever its file says: transformers passes the key over.
+    """
+    window = getattr(theirs, "sliding_window", None) if theirs.model_type != "llama" else None
     return window if window and getattr(theirs, "use_sliding_window", True) else None
 
 
@@ -206,7 +209,7 @@ def to_their_config(config: LlavaConfig, ids: dict[str, int], num_rows: int, dty
         "tie_word_embeddings": config.language.tie_embeddings,
         "vision_feature_layer": config.vision.select_layer,
         "vision_feature_select_strategy": strategy(config.vision),
-        "text_config": _their_language(config.language, ids, num_rows, dtype),
+        "text_config": their_language(config.language, ids, num_rows, dtype),
         "vision_config": their_vision(config.vision, dtype),
     }
 
@@ -220,7 +223,15 @@ def strategy(config: VisionConfig) -> str:
     return _STRATEGIES[config.select_feature] if config.has_class_token else "full"
 
 
-def _their_language(config: LanguageConfig, ids: dict[str, int], num_rows: int, dtype: str) -> dict[str, Any]:
+def their_language(config: LanguageConfig, ids: Mapping[str, int | None], num_rows: int, dtype: str) -> dict[str, Any]:
+    """Return `config.json` of a decoder, or the part of it in an export's; `ids` holds `pad`, `bos` and `eos`.
+
+    Raises `UnsupportedError` for what transformers' class does not have.
+    """
+    if config.family == "llama" and config.sliding_window is not None:
+        raise UnsupportedError(
+            f"language.sliding_window is {config.sliding_window}: transformers' Llama has none, a Mistral has"
+        )
     own: dict[str, Any] = {"mlp_bias": False} if config.family == "llama" else {}
     if config.family in ("llama", "qwen3"):
         own["attention_bias"] = config.attention_bias

@@ -62,6 +62,11 @@ def is_legacy(files: Mapping[str, bytes]) -> bool:
     return _config(files).get("legacy") is not False
 
 
+def is_llama(files: Mapping[str, bytes]) -> bool:
+    """Return whether the tokenizer is of SentencePiece's kind, where blanks are `▁` and `legacy` means something."""
+    return "▁" in _tokenizer(files)["model"]["vocab"]
+
+
 def restore(files: Mapping[str, bytes], undo: Mapping[str, Any] | None) -> dict[str, bytes]:
     """Take `extend` back; without its record (an export of another program) only what can be known."""
     tokenizer, config = _tokenizer(files), _config(files)

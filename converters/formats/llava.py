@@ -12,20 +12,14 @@ safetensors before `.bin`. The tower always comes from the folder that `mm_visio
 itself holds of one is passed over, unless `unfreeze_mm_vision_tower` is set. Reading does the same.
 """
 
-import json
-from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from converters.errors import ConversionError
 from converters.files import LazyTensor, write_tensors
 from converters.formats import hf_config, hf_files, hf_tokenizer, llava_config
-from converters.formats.components import read_tower
 from converters.formats.hf import read_record
 from converters.formats.llava_projector import projector_rules
+from converters.formats.parts import common_dtype, generation, read_tower, write_json, write_tower
 from converters.formats.transformers_names import decoder_rules, tower_rules
 from converters.hub import Hub, check_shapes, read_tokenizer
 from converters.pickles import has_weights, read_weights
@@ -93,10 +87,8 @@ def read(folder: Path, vision: Path | None = None, tokenizer: Path | None = None
     config = _config(settings, tower)
     tensors = _tensors(text, tower, config, settings.unfrozen_tower)
     check_shapes(config, tensors)
-    if tokenizer is None and not (text / "tokenizer.json").is_file():
-        raise ConversionError(
-            f"{text} holds no tokenizer.json: give a folder that has this tokenizer's with --tokenizer"
-        )
+    if tokenizer is None and not any((text / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ConversionError(f"{text} holds no tokenizer: give a folder that has it with --tokenizer")
     files = read_tokenizer(tokenizer or text)
     hf_tokenizer.check_rows(files, config.language.vocab_size)
     record = read_record(text)
@@ -153,42 +145,19 @@ def write(hub: Hub, folder: Path, max_shard_bytes: int) -> None:
     data = dict(hub.data or {})
     hf_files.check_wording(data.get("template", "vicuna_v1"), data.get("image_fit", "pad"), data.get("system_prompt"))
     hf_tokenizer.check_rows(hub.tokenizer, hub.config.language.vocab_size)
-    own = [tensor for tensor in hub.tensors if tensor.name.startswith("vision.")]
+    write_tower(hub, folder / IMAGE_MODEL, max_shard_bytes)
     others = [tensor for tensor in hub.tensors if not tensor.name.startswith("vision.")]
-    _write_tower(hub.config, own, folder / IMAGE_MODEL, max_shard_bytes)
     text = folder / TEXT_MODEL[hub.config.language.family]
     text.mkdir()
     write_tensors(text, to_theirs(others, rules(hub.config)), max_shard_bytes)
     ids = hf_tokenizer.special_ids(hub.tokenizer)
-    config = llava_config.to_their_config(hub.config, ids, _dtype(others), data)
+    config = llava_config.to_their_config(hub.config, ids, common_dtype(others), data)
     config |= {"mm_vision_tower": IMAGE_MODEL, hf_config.RECORD: {"data": hub.data}}
-    _write_json(text / "config.json", config)
-    _write_json(
-        text / "generation_config.json", {"do_sample": False} | {f"{name}_token_id": i for name, i in ids.items()}
-    )
+    write_json(text / "config.json", config)
+    write_json(text / "generation_config.json", generation(ids))
     for name, content in hub.tokenizer.items():
         (text / name).write_bytes(content)
     (text / "README.md").write_text(_card(hub), encoding="utf-8")
-
-
-def _write_tower(config: LlavaConfig, tensors: Sequence[LazyTensor], folder: Path, max_shard_bytes: int) -> None:
-    folder.mkdir()
-    write_tensors(folder, to_theirs(tensors, tower_rules("vision_model.", config.vision)), max_shard_bytes)
-    theirs = hf_config.their_vision(config.vision, _dtype(tensors))
-    _write_json(folder / "config.json", {"architectures": ["CLIPVisionModel"]} | theirs)
-    # `crop` is the processor of CLIP; the original pads by itself, where `image_aspect_ratio` says so.
-    processor = hf_files.image_processor(config, "crop") | {"feature_extractor_type": "CLIPFeatureExtractor"}
-    del processor["processor_class"]
-    _write_json(folder / "preprocessor_config.json", processor)
-
-
-def _dtype(tensors: Sequence[LazyTensor]) -> str:
-    """Return the one dtype that stands in a config: what loses nothing of any tensor."""
-    return str(reduce(torch.promote_types, {tensor.dtype for tensor in tensors})).removeprefix("torch.")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def finish(unfinished: Path, folder: Path) -> None:
@@ -196,7 +165,7 @@ def finish(unfinished: Path, folder: Path) -> None:
     (path,) = unfinished.glob("*/generation_config.json")
     config = hf_config.read_json(path.parent / "config.json")
     config["mm_vision_tower"] = str(folder.absolute() / IMAGE_MODEL)
-    _write_json(path.parent / "config.json", config)
+    write_json(path.parent / "config.json", config)
 
 
 def losses(hub: Hub) -> list[str]:

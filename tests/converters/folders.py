@@ -8,6 +8,24 @@ import torch
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
 
+#: Every decoder and tower that is supported, and what else changes tables and configs.
+VARIANTS = {
+    "plain": {},
+    "grouped, biased": {"num_kv_heads": 2, "attention_bias": True},
+    "tied": {"tie_embeddings": True},
+    "linear projector": {"kind": "linear"},
+    "wide heads": {"head_dim": 12, "num_kv_heads": 1},
+    "class token, last layer": {"vision": {"select_feature": "cls_patch", "select_layer": -1, "hidden_act": "gelu"}},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "rows to spare": {"vocab_size": 470},
+    "mistral": {"family": "mistral", "num_kv_heads": 2, "sliding_window": 200},
+    "qwen2": {"family": "qwen2", "tie_embeddings": True},
+    "qwen3": {"family": "qwen3", "num_kv_heads": 2, "head_dim": 12, "rms_norm_eps": 1e-6},
+    "stretched as Llama 3": {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}},
+    "stretched evenly": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "siglip": {"vision": {"kind": "siglip", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}},
+}
+
 
 def text_of(folder: Path) -> Path:
     """The decoder in a folder of the original LLaVA."""

@@ -71,11 +71,26 @@ def test_info_tells_the_same_of_both_formats(run, pair):
     ours, theirs = (json.loads(run("info", folder, "--json").stdout) for folder in pair)
     assert (ours.pop("format"), theirs.pop("format")) == ("trainer", "hf")
     assert ours.pop("tokenizer") == theirs.pop("tokenizer")
+    assert theirs.pop("later_turns").startswith(ours.pop("later_turns"))
     assert ours == theirs
     assert ours["config"]["language"]["vocab_size"] == 400
     told = run("info", pair[0]).stdout
     assert "config.vision.patch_size: 4" in told
     assert "config.language.rope_scaling: none" in told
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_info_says_where_later_turns_are_split_otherwise(run, make_checkpoint, edit_json, tmp_path, legacy):
+    checkpoint = make_checkpoint()
+    edit_json(checkpoint / "tokenizer" / "tokenizer_config.json", legacy=legacy)
+    assert run("trainer", "hf", checkpoint, tmp_path / "hf").exit_code == 0
+    trained = "text behind </s> opens with `▁` (legacy: true)" if legacy else "opens without `▁` (legacy: false)"
+    differs = "this folder's own tokenizer opens it with `▁`"
+    for folder, own in ((checkpoint, False), (tmp_path / "hf", not legacy)):
+        told = run("info", folder).stdout
+        assert (trained in told, differs in told) == (True, own), told
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert ("in training (`legacy: false`) with `USER`" in card) == (not legacy)
 
 
 def test_verify_prints_the_largest_difference(run, pair):

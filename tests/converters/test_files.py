@@ -82,7 +82,7 @@ def test_a_tensor_that_is_not_what_was_announced_is_refused(tmp_path):
 
 def test_pickled_weights_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ConversionError, match="pytorch_model.bin is not read: save the model again as safetensors"):
+    with pytest.raises(ConversionError, match="a checkpoint of ours is safetensors alone"):
         read_tensors(tmp_path)
 
 

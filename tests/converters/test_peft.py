@@ -191,6 +191,18 @@ def test_a_merged_model_has_no_way_back(run, base, tmp_path):
     assert not any("out" in path.name for path in tmp_path.iterdir())
 
 
+def test_verify_and_info_take_the_base(run, base, adapter, tmp_path):
+    assert run("peft", "hf", adapter, tmp_path / "merged", "--base", base[0]).exit_code == 0
+    result = run("verify", adapter, tmp_path / "merged", "--base", base[0], "--tolerance", "1e-5", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["passed"]) == (0, True)
+    assert run("verify", adapter, base[0], "--base", base[0], "--tolerance", "1e-5").exit_code == 5
+    result = run("verify", adapter, base[0])
+    assert (result.exit_code, "--base" in result.stderr) == (2, True)
+    told = run("info", adapter, "--base", base[0]).stdout
+    assert "config.language.num_kv_heads: 2" in told
+    assert "rank" in told
+
+
 def test_info_describes_an_adapter(run, adapter):
     found = json.loads(run("info", adapter(), "--json").stdout)
     assert (found["format"], found["rank"], found["alpha"], found["num_layers"]) == ("peft", 2, 8.0, 1)

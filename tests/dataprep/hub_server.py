@@ -1,4 +1,4 @@
-"""A hub on this machine: one dataset repository out of a folder, with the few answers that its clients ask for."""
+"""A hub on this machine: one repository out of a folder, with the few answers that its clients ask for."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`id` is the dataset's; `gated` ones are refused to everybody."""
+    """`id` is the repository's; `gated` ones are refused to everybody; `kind` is datasets or models."""
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *arguments, folder: Path, id: str, gated: bool):
-        self.folder, self.id, self.gated = folder, id, gated
+    def __init__(self, *arguments, folder: Path, id: str, gated: bool, kind: str):
+        self.folder, self.id, self.gated, self.kind = folder, id, gated, kind
         super().__init__(*arguments)
 
     def log_message(self, *arguments):
@@ -36,7 +36,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         path = unquote(urlsplit(self.path).path)
-        repository, api = f"/datasets/{self.id}/resolve/", f"/api/datasets/{self.id}"
+        prefix = "/datasets" if self.kind == "datasets" else ""
+        repository, api = f"{prefix}/{self.id}/resolve/", f"/api/{self.kind}/{self.id}"
         if not path.startswith((repository, api)):
             self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif self.gated:
@@ -90,9 +91,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub_server(folder: Path, id: str, gated: bool = False):
-    """Serve a folder as the dataset `id`; gives the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, folder=folder, id=id, gated=gated))
+def hub_server(folder: Path, id: str, gated: bool = False, kind: str = "datasets"):
+    """Serve a folder as the repository `id`; gives the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, folder=folder, id=id, gated=gated, kind=kind))
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

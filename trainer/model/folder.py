@@ -163,9 +163,13 @@ def tensor_files(folder: Path | str) -> dict[str, Path]:
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(name, str) and name == Path(name).name for name in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not an index of safetensors files: no weight_map in it") from error
+    if not plain:
+        raise FolderError(f"{path}: weight_map: expected names of files in the same folder")
+    return files
 
 
 def _refuse(folder: Path, what: str, names: list[str]) -> None:
