@@ -34,6 +34,16 @@ WAYS = (
     ("trainer", "cerebras"),
     ("cerebras", "trainer"),
 )
+
+#: The command, and then the peak of its memory in bytes: what a child's usage says counts its parent's too.
+PROGRAM = """
+from converters.cli import main
+try:
+    main()
+finally:
+    status = open("/proc/self/status").read()
+    print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
+"""
 SHARE_OF_COPY, BESIDE_TENSOR = 0.6, 300 * 10**6
 
 
@@ -71,20 +81,17 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
     return max(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def measured(out: Path | None, *words: str | Path) -> tuple[float, int]:
-    """Run a program that writes `out`; return its seconds, until that is on the disk, and its peak memory in bytes."""
+def measured(out: Path, *words: str | Path) -> tuple[float, str]:
+    """Run a program that writes `out`; return its seconds, until that is on the disk, and what it said."""
     started = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(said.decode())
-    for path in out.rglob("*") if out else ():
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    for path in out.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    return time.perf_counter() - started, usage.ru_maxrss * 1024
+    return time.perf_counter() - started, done.stdout
 
 
 def size_of(folder: Path) -> int:
@@ -94,16 +101,15 @@ def size_of(folder: Path) -> int:
 
 def convert(source: str, target: str, root: Path, rounds: int, floor: int, limit: int) -> bool:
     """Measure one conversion against copying its source; print a line, return whether both goals are met."""
-    program = [sys.executable, "-c", "from converters.cli import main; main()"]
     ratios, times, peaks = [], [], []
     for _ in range(rounds):
         out = root / f"{target}.new"
-        seconds, peak = measured(out, *program, source, target, root / source, out)
+        seconds, said = measured(out, sys.executable, "-c", PROGRAM, source, target, root / source, out)
         copying, _ = measured(root / "copy", "cp", "-r", root / source, root / "copy")
         shutil.rmtree(root / "copy")
         ratios.append(copying / seconds)
         times.append(seconds)
-        peaks.append(peak - floor)
+        peaks.append(int(said) - floor)
         if (root / target).exists():
             shutil.rmtree(out)
         else:
@@ -133,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
         largest = make_checkpoint(root / "trainer", options.gigabytes)
-        _, floor = measured(None, sys.executable, "-c", "import converters.cli, converters.formats")
+        floor = int(measured(root / "none", sys.executable, "-c", PROGRAM, "formats")[1].split()[-1])
         limit = int(1.5 * largest + BESIDE_TENSOR)
         print(
             f"checkpoint {size_of(root / 'trainer') / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB;"

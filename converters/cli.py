@@ -275,9 +275,8 @@ def verify_command(
     worst = max(result.max_difference for result in results)
     # Each by itself: `max` may lose a NaN, which must not pass.
     passed = all(result.max_difference <= tolerance for result in results)
-    processors = {
-        str(side.folder): processor_differences(side, other, image, prompt) for side, other in ((first, second), (second, first))
-    }
+    pairs = ((first, second), (second, first))
+    processors = {str(side.folder): processor_differences(side, other, image, prompt) for side, other in pairs}
     differences = [sentence for found in processors.values() for sentence in found or ()]
     report = {"max_difference": worst, "tolerance": tolerance, "passed": passed and not differences}
     if as_json:

@@ -5,6 +5,7 @@ the header, a JSON table of name -> dtype, shape and begin and end of its bytes;
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,3 +154,11 @@ def _write_values(file: BinaryIO, tensor: LazyTensor) -> None:
         raise ConversionError(f"{tensor.name}: expected {expected}, found {found}")
     # As bytes, since numpy has no bfloat16; a number without dimensions needs one for that.
     file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    _start_writing(file)
+
+
+def _start_writing(file: BinaryIO) -> None:
+    """Let the disk begin with what was written, while the next tensor is read: it all has to arrive in the end."""
+    if hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,18 +1,21 @@
 """`config.json` of transformers' LLaVA and of its parts, to the trainer's sizes and back.
 
-transformers itself reads the files: they leave out what equals its defaults, and each version names things anew.
+transformers itself reads the files: they leave out what equals its defaults, and each version names things anew. It is
+loaded when it is needed: that takes longer than torch, and a conversion that only writes its formats needs none of it.
 """
 
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 
 from converters.errors import ConversionError, UnsupportedError
 from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig, RopeScaling, VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 #: Mean and standard deviation of OpenAI's CLIP, which a folder without image settings was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_their_config(folder: Path, model_types: Collection[str]) -> PretrainedConfig:
+def load_their_config(folder: Path, model_types: Collection[str]) -> "PretrainedConfig":
     """Read `config.json` through transformers.
 
     Raises `UnsupportedError` for another `model_type`, `ConversionError` for values that transformers refuses.
@@ -58,6 +61,8 @@ def load_their_config(folder: Path, model_types: Collection[str]) -> PretrainedC
     found = read_json(folder / "config.json").get("model_type")
     if found not in model_types:
         raise UnsupportedError(f"{folder}/config.json: model_type is {found!r}, expected {' or '.join(model_types)}")
+    from transformers import AutoConfig, CLIPVisionConfig, SiglipVisionConfig
+
     reader = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}.get(TOWERS.get(str(found), ""), AutoConfig)
     try:
         return reader.from_pretrained(folder)
@@ -66,7 +71,7 @@ def load_their_config(folder: Path, model_types: Collection[str]) -> PretrainedC
         raise ConversionError(f"{folder}/config.json is not a {found} config: {reason[:MAX_REASON]}") from error
 
 
-def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str, folder: Path) -> LlavaConfig:
+def to_our_config(theirs: "PretrainedConfig", vocab_size: int, projector_kind: str, folder: Path) -> LlavaConfig:
     """Translate a whole LLaVA config; `vocab_size` is the number of rows that are kept of the embedding table.
 
     Raises `UnsupportedError` for what the trainer's model does not have.
@@ -87,7 +92,7 @@ def to_our_config(theirs: PretrainedConfig, vocab_size: int, projector_kind: str
     return LlavaConfig(vision=vision, projector=projector, language=language, image_mean=mean, image_std=std)
 
 
-def to_our_vision(theirs: PretrainedConfig) -> VisionConfig:
+def to_our_vision(theirs: "PretrainedConfig") -> VisionConfig:
     """Translate a tower's config; LLaVA's choice of layer is not part of it and stays at our default."""
     _require(theirs, {"model_type": ("clip_vision_model", "siglip_vision_model"), "num_channels": (3,)})
     return VisionConfig.model_validate(
@@ -105,7 +110,7 @@ def to_our_vision(theirs: PretrainedConfig) -> VisionConfig:
     )
 
 
-def to_our_language(theirs: PretrainedConfig, vocab_size: int, tied: bool) -> LanguageConfig:
+def to_our_language(theirs: "PretrainedConfig", vocab_size: int, tied: bool) -> LanguageConfig:
     """Translate a decoder's config."""
     _require(theirs, {"model_type": tuple(DECODERS), "hidden_act": ("silu",), "mlp_bias": (False, None)})
     theta, scaling = _rope(theirs)
@@ -131,7 +136,7 @@ def to_our_language(theirs: PretrainedConfig, vocab_size: int, tied: bool) -> La
     )
 
 
-def _rope(theirs: PretrainedConfig) -> tuple[float, RopeScaling | None]:
+def _rope(theirs: "PretrainedConfig") -> tuple[float, RopeScaling | None]:
     """transformers 5 has one table `rope_parameters`, 4 has `rope_theta` and an optional `rope_scaling`."""
     table = getattr(theirs, "rope_parameters", None) or getattr(theirs, "rope_scaling", None) or {}
     theta = float(table.get("rope_theta", getattr(theirs, "rope_theta", None) or 10000.0))
@@ -147,7 +152,7 @@ def _rope(theirs: PretrainedConfig) -> tuple[float, RopeScaling | None]:
         ) from None
 
 
-def _sliding_window(theirs: PretrainedConfig) -> int | None:
+def _sliding_window(theirs: "PretrainedConfig") -> int | None:
     """Return the window of a decoder that has one in any layer; a Qwen names one that it does not use.
 
     A Llama has none, whatever its file says: transformers passes the key over.
@@ -156,7 +161,7 @@ def _sliding_window(theirs: PretrainedConfig) -> int | None:
     return window if window and getattr(theirs, "use_sliding_window", True) else None
 
 
-def _require(theirs: PretrainedConfig, allowed: dict[str, tuple[Any, ...]]) -> None:
+def _require(theirs: "PretrainedConfig", allowed: dict[str, tuple[Any, ...]]) -> None:
     for key, values in allowed.items():
         found = getattr(theirs, key, None)
         if found not in values:

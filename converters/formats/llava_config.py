@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from converters.errors import ConversionError, UnsupportedError
 from converters.formats.hf_config import MAX_REASON, read_json, to_our_language
 from converters.formats.llava_projector import projector_settings
 from trainer.model import LanguageConfig, LlavaConfig, ProjectorConfig
 
-#: The original's `model_type` -> the decoder's config; `llava` is that of its releases before 1.2.
-MODEL_TYPES = {"llava_llama": LlamaConfig, "llava": LlamaConfig, "llava_mistral": MistralConfig}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+#: The original's `model_type` -> the decoder's; `llava` is that of its releases before 1.2.
+MODEL_TYPES = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
 
 #: How the original fits pictures into a square -> our word; without the key it crops (llava/mm_utils.py).
 _FITS = {"pad": "pad", "square": "crop", None: "crop"}
@@ -115,9 +116,11 @@ def _language(content: dict[str, Any], place: str) -> LanguageConfig:
     return to_our_language(theirs, theirs.vocab_size, bool(theirs.tie_word_embeddings))
 
 
-def decoder_config(content: dict[str, Any]) -> PretrainedConfig:
+def decoder_config(content: dict[str, Any]) -> "PretrainedConfig":
     """Return the decoder's part of a `config.json` as transformers reads it."""
-    reader = MODEL_TYPES[content["model_type"]]
+    from transformers import LlamaConfig, MistralConfig
+
+    reader = {"llama": LlamaConfig, "mistral": MistralConfig}[MODEL_TYPES[content["model_type"]]]
     return reader.from_dict({key: value for key, value in content.items() if key not in ("model_type", "torch_dtype")})
 
 

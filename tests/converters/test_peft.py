@@ -192,6 +192,7 @@ def test_a_merged_model_has_no_way_back(run, base, tmp_path):
 
 
 def test_verify_and_info_take_the_base(run, base, adapter, tmp_path):
+    adapter = adapter()
     assert run("peft", "hf", adapter, tmp_path / "merged", "--base", base[0]).exit_code == 0
     result = run("verify", adapter, tmp_path / "merged", "--base", base[0], "--tolerance", "1e-5", "--json")
     assert (result.exit_code, json.loads(result.stdout)["passed"]) == (0, True)
