@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dataprep.commands import datasets, inspect, mix, preprocess, report, to_h5, verify
+from dataprep.commands import datasets, generate, inspect, mix, preprocess, report, to_h5, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -26,6 +26,7 @@ def main(context: click.Context, root: Path | None) -> None:
 
 
 main.add_command(preprocess.command)
+main.add_command(generate.command)
 main.add_command(mix.command)
 main.add_command(to_h5.command)
 main.add_command(verify.command)

@@ -1,0 +1,1 @@
+"""The parts of `dataprep.llm_client`, which is the door to them."""
