@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+
+from tests.browser import Browser, chromium, find_chromium
 
 #: A report that cannot be made never fails a compile, but it fails a test (`dataprep/report/`).
 os.environ["LLAVA_PREP_STRICT_REPORT"] = "1"
@@ -66,3 +69,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside this checkout: real samples and golden outputs are not at hand")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A real browser, to look at pages."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium on this machine: `apt-get install chromium fonts-dejavu-core` brings one")
+    with chromium(program, tmp_path_factory.mktemp("chromium")) as found:
+        yield found

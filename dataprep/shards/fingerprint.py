@@ -122,7 +122,7 @@ def read_tokenizer_files(folder: Path | str) -> tuple[dict[str, Any], dict[str, 
     if not path.is_file():
         hint = ""
         if (folder / "tokenizer.model").is_file():
-            hint = "; there is a tokenizer.model: load it once with transformers' AutoTokenizer and save it again"
+            hint = f"; there is a tokenizer.model: `llava-convert tokenizer {folder} NEW_FOLDER` makes one of it"
         raise FileNotFoundError(f"{path}: no such file; the tokenizer must be a folder with a tokenizer.json{hint}")
     tokenizer = _read_object(path)
     model = tokenizer.get("model")

@@ -231,7 +231,7 @@ def test_legacy_survives_saving_by_transformers(tiny_tokenizer_dir, tmp_path, se
 
 def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"there is a tokenizer\.model: load it once with transformers"):
+    with pytest.raises(FileNotFoundError, match=r"there is a tokenizer\.model: `llava-convert tokenizer "):
         TextEncoder(tmp_path)
 
 

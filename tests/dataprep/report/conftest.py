@@ -1,4 +1,4 @@
-"""A compiled folder with something of everything, and a browser to look at its report."""
+"""A compiled folder with something of everything."""
 
 import json
 import shutil
@@ -11,16 +11,6 @@ from dataprep.config import CompileConfig, ImageConfig
 from dataprep.pipeline import Job, run_job
 from dataprep.report import write_report
 from tests.dataprep.conftest import record
-from tests.dataprep.report.browser import Browser, chromium, find_chromium
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory) -> Browser:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium on this machine: `apt-get install chromium fonts-dejavu-core` brings one")
-    with chromium(program, tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 def job_in(root: Path, tokenizer: Path) -> Job:

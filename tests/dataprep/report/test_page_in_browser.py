@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataprep.report import markup, page, write_report
+from dataprep.report import document, markup, write_report
 from dataprep.report.markup import cut, visible
 from tests.dataprep.report.folders import Strings, folder_of_strings
 from tests.dataprep.report.hostile import HOSTILE
@@ -115,7 +115,7 @@ def test_the_test_above_fails_without_escaping(browser, of_strings, monkeypatch)
     assert built != harmless
     assert any("Content Security Policy" in said for said in happened)
     # And without the policy, which is the second line of defence, the scripts run and the pictures are asked for.
-    monkeypatch.setattr(page, "POLICY", "")
+    monkeypatch.setattr(document, "POLICY", "")
     _, happened = opened(browser, of_strings("without", Strings.all_of(HOSTILE[0])))
     assert "1" in happened
     _, happened = opened(browser, of_strings("calling", Strings.all_of(HOSTILE[2])))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dataprep.report.page import style
+from dataprep.report.document import style
 
 #: Text and what it stands on.
 PAIRS = [
