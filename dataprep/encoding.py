@@ -28,7 +28,15 @@ from dataprep.shards.fingerprint import (
     tokenizer_fingerprint,
 )
 from dataprep.templates import Kind, Span
-from dataprep.tokenizer_kinds import TokenizerError, control_ids, dialect_of, readable, refuse_unsafe, text_only
+from dataprep.tokenizer_kinds import (
+    TokenizerError,
+    control_ids,
+    dialect_of,
+    piece_bytes,
+    readable,
+    refuse_unsafe,
+    text_only,
+)
 from dataprep.word_cache import TEXT, word_cache
 
 #: The `bos_id` of a tokenizer that has none (Qwen).
@@ -184,6 +192,14 @@ class TextEncoder:
     def decode(self, ids: Sequence[int]) -> list[str]:
         """Return the piece of each id as it reads: blanks for `▁`, what is no whole character as bytes, `<0x0A>`."""
         return [self._piece(int(index)) for index in ids]
+
+    def bytes_of(self, index: int) -> bytes:
+        """Return what an id writes, in UTF-8: a whole piece or a byte of a character; a control token writes nothing.
+
+        An id that the vocabulary does not have (a table may have rows to spare) writes nothing either.
+        """
+        piece = None if index in self._control_names else self._tokenizer.id_to_token(index)
+        return b"" if piece is None else piece_bytes(piece, self.dialect.byte_level)
 
     def _piece(self, index: int) -> str:
         if index in self._control_names:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import suppress
 
 from dataprep.config import CompileConfig
 from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn
 from dataprep.encoding import Sample, TextEncoder, encode
 from dataprep.shards.layout import RowLayout
-from dataprep.templates import TEMPLATES, Kind, Prompter, TemplateError
+from dataprep.templates import TEMPLATES, Prompter, TemplateError
 from dataprep.whole_chat import check_against_whole
 
 
@@ -107,12 +105,7 @@ def find_layout(config: CompileConfig, encoder: TextEncoder) -> RowLayout:
 
 def template_sha256(prompter: Prompter, encoder: TextEncoder) -> str:
     """Return the hash of what a template writes: its wording, its control tokens' ids, a tokenizer's chat template."""
-    outline = prompter.outline()
-    tokens = {text for kind, text, *_ in outline if kind == Kind.CONTROL.value}
-    ids = {token: encoder.control_ids[token] for token in sorted(tokens)}
-    own = encoder.dialect.chat_template if prompter.template.name == "tokenizer" else None
-    text = json.dumps([prompter.template.name, outline, ids, own], ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return prompter.sha256(encoder.control_ids)
 
 
 def _probe(prompter: Prompter, encoder: TextEncoder, num_patches: int, image: str | None, *words: str) -> Sample:

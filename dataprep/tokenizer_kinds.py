@@ -6,6 +6,7 @@ Qwen: text is cut by a pattern, then made of bytes). Everything else would be si
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from dataprep.templates.dialect import AddedToken, Dialect
 
 BLANK = "▁"
 NEWLINE_BYTE = "<0x0A>"
+
+#: How a Llama-type vocabulary writes a byte for which it has no piece.
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class TokenizerError(ValueError):
@@ -152,6 +156,15 @@ def _is_byte_level(rules: list[Any]) -> bool:
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _SHIFTED = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_SHIFTED)}
+
+
+def piece_bytes(piece: str, byte_level: bool) -> bytes:
+    """Return what a piece of the vocabulary writes, in UTF-8; a single byte of a character is that byte."""
+    if byte_level and all(character in BYTE_OF for character in piece):
+        return bytes(BYTE_OF[character] for character in piece)
+    if not byte_level and (byte := _BYTE_PIECE.fullmatch(piece)):
+        return bytes([int(byte[1], 16)])
+    return piece.encode() if byte_level else piece.replace(BLANK, " ").encode()
 
 
 def readable(piece: str, byte_level: bool) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import takewhile
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from dataprep.conversation import IMAGE_TAG, Conversation, Refusal, Turn
@@ -130,9 +131,33 @@ class Prompter:
 
     def prompt(self, question: str, has_image: bool) -> list[Span]:
         """Return the spans up to where the answer begins, for inference."""
-        turns = [Turn("human", question), Turn("gpt", "")]
-        spans = self.render(Conversation("", "picture" if has_image else None, turns))
-        return list(takewhile(lambda span: not span.trained, spans))
+        return self.prompt_of([question], has_image)
+
+    def prompt_of(self, turns: Sequence[str], has_image: bool) -> list[Span]:
+        """Return the spans of a conversation up to where its next answer begins: what training saw before that answer.
+
+        Args:
+            turns: the words, human first, alternating; the last ones are the human's.
+
+        Raises:
+            Refusal: the template cannot write it.
+        """
+        said = [Turn("gpt" if index % 2 else "human", words) for index, words in enumerate([*turns, ""])]
+        spans = self.render(Conversation("", "picture" if has_image else None, said))
+        # The last stretch of learned spans is the answer that is asked for.
+        stop = next(place for place in range(len(spans), 0, -1) if spans[place - 1].trained)
+        start = next((place for place in range(stop, 0, -1) if not spans[place - 1].trained), 0)
+        return spans[:start]
+
+    def ending(self) -> tuple[Span | None, str]:
+        """Return how the end of an answer is learned: its control token, and the wording between words and token.
+
+        The token is None where wording alone ends an answer, as a newline does a caption of `plain`.
+        """
+        plan = self._plan(2, Opening.PICTURE)
+        place, words = next((i, part) for i, part in enumerate(plan) if isinstance(part, Slot) and part.index == 1)
+        token = next((part for part in plan[place + 1 :] if isinstance(part, Span) and part.trained), None)
+        return token, words.after
 
     def outline(self) -> list[tuple[str, str, bool, bool]]:
         """Return what is written around the words of some conversations: what decides rows beside words and ids."""
@@ -146,6 +171,15 @@ class Prompter:
             for case in cases
             for part in self._plan(*case)
         ]
+
+    def sha256(self, control_ids: Mapping[str, int]) -> str:
+        """Return the hash of what is written: wording, the control tokens' ids, a tokenizer's own chat template."""
+        outline = self.outline()
+        tokens = {text for kind, text, *_ in outline if kind == Kind.CONTROL.value}
+        ids = {token: control_ids[token] for token in sorted(tokens)}
+        own = self._dialect.chat_template if self.template.name == "tokenizer" else None
+        text = json.dumps([self.template.name, outline, ids, own], ensure_ascii=True, sort_keys=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def _add_filling(self, conversation: Conversation, plans: dict[int, Filling]) -> Filling:
         opening = next(opening for opening, found in self._plans.items() if found is plans)

@@ -230,3 +230,37 @@ def test_a_conversation_of_very_many_turns_costs_no_memory_that_stays():
     assert sum(span.kind is Kind.EOS for span in spans) == 2000
     assert prompter.render(talk(*["q", "a"] * 2000, image=None)) == spans
     assert not any(4000 in plans for plans in prompter._plans.values())
+
+
+@pytest.mark.parametrize(("name", "dialect", "conversation", "expected"), CASES)
+@pytest.mark.parametrize("num_pairs", [1, 2, 3, 7])
+@pytest.mark.parametrize("has_image", [True, False])
+def test_the_prompt_of_any_turn_is_the_beginning_of_the_whole_conversation(
+    name, dialect, conversation, expected, num_pairs, has_image
+):
+    prompter = TEMPLATES[name].bind(dialect)
+    if prompter.template.phase == 1 and (num_pairs > 1 or not has_image):
+        with pytest.raises(Refusal, match="plain_needs"):
+            prompter.prompt_of(["q"] * (2 * num_pairs - 1), has_image)
+        return
+    words = [f"{'answer' if turn % 2 else 'question'} {turn}" for turn in range(2 * num_pairs)]
+    words[0] = f"<image>\n{words[0]}" if has_image else words[0]
+    whole = prompter.render(talk(*words, image="a.jpg" if has_image else None))
+    prompt = prompter.prompt_of(words[:-1], has_image)
+    assert whole[: len(prompt)] == prompt
+    after = drawn(whole[len(prompt) :])
+    assert whole[len(prompt)].trained and not whole[len(prompt) - 1].trained
+    # Nothing but the last answer, whole, comes behind; all others are in the prompt.
+    assert words[-1] in after and "question" not in after
+    assert drawn(prompt).count("answer") == num_pairs - 1
+
+
+@pytest.mark.parametrize(("name", "dialect", "conversation", "expected"), CASES)
+def test_an_answer_ends_with_what_is_learned_last(name, dialect, conversation, expected):
+    token, wording = TEMPLATES[name].bind(dialect).ending()
+    last = expected[expected.rindex("[") + 1 : expected.rindex("]")]
+    if token is None:
+        assert name == "plain" and wording == "\n" and last.endswith(wording)
+    else:
+        assert last == MARKS.get(token.kind, token.text)
+        assert wording == (" " if name == "llama2" else "")

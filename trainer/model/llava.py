@@ -39,11 +39,14 @@ class LlavaModel(nn.Module):
         A batch without pictures sends zero rows through tower and projector, so that their gradients are zeros
         and not missing: every rank of a distributed run takes part in the same reductions.
         """
+        return self.language(self.embed(batch), batch.positions, batch.segments, at, head)
+
+    def embed(self, batch: ModelInput) -> Float[Tensor, "T D"]:
+        """Return what the decoder reads: the ids' rows of the table, and the pictures' patches at their slots."""
         features = self.projector(self._seen(batch.pixels)).flatten(0, 1)
         # The ids at the image slots are free; 0 is a row that every table has.
         embedded = self.language.embed(batch.input_ids.index_fill(0, batch.image_slots, 0))
-        hidden = embedded.index_copy(0, batch.image_slots, features.to(embedded.dtype))
-        return self.language(hidden, batch.positions, batch.segments, at, head)
+        return embedded.index_copy(0, batch.image_slots, features.to(embedded.dtype))
 
     def _seen(self, pixels: UInt8[Tensor, "I 3 size size"]) -> Float[Tensor, "I P V"]:
         """Return the tower's features; a frozen tower leaves no graph behind."""

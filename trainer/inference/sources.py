@@ -1,0 +1,103 @@
+"""A model folder of any format, opened but unread: sizes, fingerprint, tokenizer, and what fills a model."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.errors import TrainError
+from trainer.model import FolderError, LlavaConfig, LlavaModel, load_config, load_layout, load_model
+from trainer.model.folder import CONFIG, TOKENIZER
+
+if TYPE_CHECKING:
+    from converters.hub import Hub
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model whose weights are still on disk."""
+
+    config: LlavaConfig
+    facts: Mapping[str, Any]
+    """The fingerprint of the shards that it was trained on; empty where nobody knows."""
+    tokenizer: Path | Mapping[str, bytes]
+    """A folder, or files by their names."""
+    fill: Callable[[torch.device, torch.dtype], LlavaModel]
+    """Returns the model with its weights; memory: the model once, and one tensor."""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def open_source(folder: Path, base: Path | None) -> Source:
+    """Open a model folder; an adapter's needs its base.
+
+    Raises:
+        TrainError: it is a run or a checkpoint to go on from, or has no use for a base.
+        ConversionError, UnsupportedError, FolderError: it cannot be read.
+    """
+    if not folder.exists():
+        raise TrainError(f"{folder}: no such folder")
+    if _is_own(folder):
+        if base is not None:
+            raise _needs_no_base(folder, "a checkpoint")
+        if not (folder / TOKENIZER / "tokenizer.json").is_file():
+            raise FolderError(f"{folder} is incomplete: {TOKENIZER}/tokenizer.json is missing")
+        return Source(load_config(folder), load_layout(folder) or {}, folder / TOKENIZER, partial(_fill_own, folder))
+    hub = _read(folder, base)
+    # A checkpoint's tokenizer folder may hold a chat template, which formats do not carry.
+    own = base is not None and _is_own(base)
+    tokenizer = base / TOKENIZER if own and base is not None else hub.tokenizer
+    return Source(hub.config, hub.data or {}, tokenizer, partial(fill_from_hub, hub), hub.notes)
+
+
+def _is_own(folder: Path) -> bool:
+    # As `converters.formats.trainer.suits`; importing that package takes seconds, since it imports transformers.
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return isinstance(config, dict) and {"vision", "language", "image_mean"} <= config.keys()
+    return False
+
+
+def _fill_own(folder: Path, device: torch.device, dtype: torch.dtype) -> LlavaModel:
+    return load_model(folder, device, dtype)[0]
+
+
+def _read(folder: Path, base: Path | None) -> "Hub":
+    from converters.errors import UnsupportedError
+    from converters.formats import FORMATS, detect
+
+    try:
+        found = FORMATS[detect(folder)]
+    except UnsupportedError:
+        if (folder / "final").is_dir():
+            raise TrainError(f"{folder} is a run, not a model; its model is {folder / 'final'}") from None
+        if (folder / "state.json").is_file():
+            raise TrainError(
+                f"{folder} is a checkpoint to go on from, not a model: end the run (stop_after), and ask its final/"
+            ) from None
+        raise
+    if base is not None and "base" not in found.others:
+        raise _needs_no_base(folder, found.title)
+    return found.read(folder, **({} if base is None else {"base": base}))
+
+
+def _needs_no_base(folder: Path, what: str) -> TrainError:
+    return TrainError(f"base: {folder} is a whole model ({what}); only an adapter or a projector has a base")
+
+
+def fill_from_hub(hub: "Hub", device: torch.device, dtype: torch.dtype) -> LlavaModel:
+    """Return a model with the hub's tensors, read one after the other; `FolderError` when some are missing."""
+    with torch.device("meta"):
+        model = LlavaModel(hub.config)
+    model.to(dtype).to_empty(device=device)
+    state = model.state_dict()
+    missing = state.keys() - {tensor.name for tensor in hub.tensors}
+    if missing:
+        raise FolderError(f"the model lacks {len(missing)} tensors, the first of them {min(missing)}")
+    for tensor in hub.tensors:
+        state[tensor.name].copy_(tensor.load())
+    return model
