@@ -31,7 +31,8 @@ FREE_TO_CHANGE = frozenset(
         "num_workers", "attention", "activation_checkpointing", "checkpointed_layers", "compile", "cross_entropy",
         "reshard_after_forward", "reduce_once", "device", "output_dir", "export_dtype", "save_every",
         "keep", "checkpoint_async", "resume", "stop_after", "log_every", "evaluation.shards", "evaluation.every",
-        "evaluation.max_samples", "log.tensorboard", "log.wandb",
+        "evaluation.max_samples", "samples.every", "samples.count", "samples.max_new_tokens", "log.tensorboard",
+        "log.wandb",
     }
 )  # fmt: skip
 
@@ -146,6 +147,19 @@ class EvaluationConfig(StrictConfig):
         if self.patience is not None and self.every is None:
             raise ValueError("patience counts evaluations: give evaluation.every")
         return self
+
+
+class SamplesConfig(StrictConfig):
+    """Answers of the model as it is, to look at: greedy, to rows of `evaluation.shards`, or else of the training's."""
+
+    every: PositiveInt | None = None
+    """Steps between them; None: never."""
+
+    count: PositiveInt = 4
+    """Questions, the same ones each time, spread evenly over the folder."""
+
+    max_new_tokens: PositiveInt = 32
+    """Tokens of an answer, at most. Each costs a forward pass of all its text."""
 
 
 class LogConfig(StrictConfig):
@@ -265,6 +279,8 @@ class TrainConfig(StrictConfig):
     """What the weights in `final/` are rounded to; float32 keeps them as they were trained."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    samples: SamplesConfig = SamplesConfig()
 
     log: LogConfig = LogConfig()
 

@@ -127,7 +127,7 @@ class Evaluator:
         workers = min(self._config.num_workers, self._order.num_steps)
         steps = load_steps(self._dataset, range(self._order.num_steps), workers, self._world.device.type == "cuda")
         sums = np.zeros(2)
-        with _evaluating(model):
+        with evaluating(model):
             for data in steps:
                 raise_faults(f"evaluation after step {step}", data.fault, self._world)
                 found = self._sums(model, data)
@@ -164,7 +164,7 @@ def _fault(data: Step, found: NDArray[np.float64]) -> str | None:
 
 
 @contextmanager
-def _evaluating(model: LlavaModel) -> Iterator[None]:
+def evaluating(model: LlavaModel) -> Iterator[None]:
     """Leave gradients and dropout out for a while."""
     was_training = model.training
     model.eval()

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor.experimental import implicit_replication
 
+from trainer import samples
 from trainer.adapter import save_adapter
 from trainer.batches import MicroBatch, Step, StepDataset, load_steps, named_rows
 from trainer.build import add_gradients, build_model
@@ -39,6 +40,7 @@ from trainer.model import save_model
 from trainer.optimizer import build_optimizer, clip_gradients, lr_factor, set_learning_rates
 from trainer.plan import Plan, make_plan
 from trainer.report import MetricsLog
+from trainer.samples import SampleAnswer, Sampler
 from trainer.saving import Saved, check_host_memory
 from trainer.stopping import StopSignal
 from trainer.trackers import open_trackers
@@ -56,6 +58,9 @@ class Trainer:
         self.cross_entropy = choose_cross_entropy(plan.config.cross_entropy, self.model, world.device)
         self.optimizer = build_optimizer(self.model.named_parameters(), plan.config.optimizer)
         self.evaluator = None if plan.evaluation is None else Evaluator(plan.evaluation, plan.config, world)
+        self.sampler = None
+        if plan.config.samples.every is not None:
+            self.sampler = Sampler(plan.rows, plan.evaluation, plan.config, plan.model, world)
         self.flops = model_flops(self.model)
         self.steps_done, self.steps_saved = 0, -1
         self.standing = self.standing_saved = Standing()
@@ -92,6 +97,12 @@ class Trainer:
             min_delta = self.plan.config.evaluation.min_delta
             self.standing = self.standing.after(self.steps_done, found.loss, min_delta)
         return found
+
+    def sample(self, stop: StopSignal) -> list[SampleAnswer]:
+        """Return the answers that are due after this step, if any; called by all ranks."""
+        if self.sampler is None or not samples.is_due(self.steps_done, self.plan.config.samples):
+            return []
+        return self.sampler.run(self.model, self.steps_done, stop.agreed)
 
     def step(self, data: Step) -> tuple[float, float, float]:
         """Take one optimizer step; return its loss, gradient norm and learning rate.
@@ -308,6 +319,8 @@ def _take_steps(trainer: Trainer, log: MetricsLog | None, stop: StopSignal) -> N
             seconds = time.perf_counter() - started
             log.write(measure(data, loss, grad_norm, lr, seconds, waited, trainer.flops, world, checkpoint_seconds))
         checkpoint_seconds = 0.0
+        if (answers := trainer.sample(stop)) and log is not None:
+            log.sampled(answers)
         if stop.agreed() or not _goes_on(trainer, log, stop):
             return
         if config.save_every is not None and trainer.steps_done % config.save_every == 0:

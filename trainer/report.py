@@ -3,12 +3,14 @@
 ```
 OUTPUT_DIR/metrics.jsonl      a line for every optimizer step, each step once however often the run was stopped
 OUTPUT_DIR/evaluations.jsonl  a line for every evaluation
+OUTPUT_DIR/samples.jsonl      a line for every answer that `samples` asks for
 ```
 """
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -17,10 +19,12 @@ from tqdm import tqdm
 from dataprep.shards import publish
 from trainer.errors import IntegrityError
 from trainer.metrics import EvaluationMetrics, StepMetrics, to_json
+from trainer.samples import SampleAnswer
 from trainer.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 def _never(step: int) -> int:
@@ -59,8 +63,9 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         forget_steps_after(folder / METRICS, done)
         forget_steps_after(folder / EVALUATIONS, evaluated)
+        forget_steps_after(folder / SAMPLES, done)
         self._steps = open(folder / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._evaluations_path = folder / EVALUATIONS
+        self._evaluations_path, self._samples_path = folder / EVALUATIONS, folder / SAMPLES
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm(total=num_steps, initial=done, unit="step", file=self._stream, dynamic_ncols=True)
@@ -91,6 +96,13 @@ class MetricsLog:
             tracker.write("evaluation", metrics.step, metrics.values())
         self._seconds_per_evaluation = metrics.seconds
         self.say(metrics.line(self._num_steps))
+
+    def sampled(self, answers: Sequence[SampleAnswer]) -> None:
+        """Record some answers."""
+        with open(self._samples_path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+        for answer in answers:
+            self.say(answer.lines(self._num_steps))
 
     def say(self, text: str) -> None:
         """Print a line of text."""
