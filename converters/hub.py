@@ -12,7 +12,13 @@ from converters.sentencepiece_files import tokenizer_files
 from trainer.model import LlavaConfig, listed, parameter_shapes
 
 #: The files of a tokenizer, where they are there. `tokenizer.model` is for formats that need SentencePiece's file.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -72,8 +73,12 @@ def _rename(tensor: LazyTensor, rules: Sequence[Rule], inward: bool) -> list[tup
 
 
 def _match(pattern: str, name: str) -> re.Match[str] | None:
-    expression = re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", ".*")
-    return re.fullmatch(expression, name)
+    return _expression(pattern).fullmatch(name)
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", ".*"))
 
 
 def _reshaped(tensor: LazyTensor, rule: Rule, inward: bool) -> LazyTensor:

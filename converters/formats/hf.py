@@ -50,6 +50,9 @@ ALIASES = (
 #: The embedding table and the output layer: the tensors that have a row for each token.
 _ROWS = ("language.embed.weight", "language.lm_head.weight")
 
+#: Rows of those that are added up at a time.
+ROWS_AT_A_TIME = 1024
+
 
 def rules(config: LlavaConfig) -> list[Rule]:
     """Return the table: every tensor of the format and of ours."""
@@ -201,7 +204,11 @@ def _eos(hub: Hub) -> str:
 
 
 def _more_rows(count: int, table: Tensor) -> Tensor:
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    if table.is_meta or count == len(table):
+        return table.new_empty((count, *table.shape[1:])) if table.is_meta else table
+    # A few rows at a time: the whole table in a wider dtype would be the conversion's largest piece of memory.
+    total = torch.stack([rows.float().sum(dim=0) for rows in table.split(ROWS_AT_A_TIME)]).sum(dim=0)
+    mean = (total / len(table)).to(table.dtype)
     return torch.cat([table, mean.expand(count - len(table), -1)])
 
 

@@ -12,6 +12,9 @@ from converters.errors import ConversionError
 
 IMAGE, PAD = "<image>", "<pad>"
 
+#: The tokenizer's own wording of conversations; in an export the one that the model was trained on stands there.
+CHAT_TEMPLATE = "chat_template.jinja"
+
 #: What only an export has in `tokenizer_config.json`.
 _EXPORT_KEYS = ("processor_class", "image_token", "chat_template")
 
@@ -47,7 +50,8 @@ def extend(files: Mapping[str, bytes], chat_template: str) -> Extended:
     undo: dict[str, Any] = {"added_tokens": added, "pre_tokenizer": tokenizer.get("pre_tokenizer")}
     tokenizer["pre_tokenizer"] = _blank_after_specials(tokenizer.get("pre_tokenizer"))
     changes = {"legacy": True, "pad_token": PAD, "padding_side": "left"}
-    undo["tokenizer_config"] = {key: config.get(key) for key in changes}
+    undo["chat_template"] = files[CHAT_TEMPLATE].decode("utf-8") if CHAT_TEMPLATE in files else None
+    undo["tokenizer_config"] = {key: config.get(key) for key in (*changes, *_EXPORT_KEYS)}
     decoder = {str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries}
     config |= changes | {"added_tokens_decoder": (config.get("added_tokens_decoder") or {}) | decoder}
     config |= {"processor_class": "LlavaProcessor", "image_token": IMAGE, "chat_template": chat_template}
@@ -86,7 +90,10 @@ def restore(files: Mapping[str, bytes], undo: Mapping[str, Any] | None) -> dict[
     elif config.get("pad_token") in removed:
         config["pad_token"] = config.get("unk_token")
     config = {key: value for key, value in config.items() if value is not None}
-    return {**files, "tokenizer.json": _dump(tokenizer), "tokenizer_config.json": _dump(config)}
+    own = {name: content for name, content in files.items() if name != CHAT_TEMPLATE}
+    if undo and isinstance(wording := undo.get("chat_template"), str):
+        own[CHAT_TEMPLATE] = wording.encode("utf-8")
+    return {**own, "tokenizer.json": _dump(tokenizer), "tokenizer_config.json": _dump(config)}
 
 
 def num_tokens(files: Mapping[str, bytes]) -> int:

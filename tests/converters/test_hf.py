@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from converters.verify import processor_differences
+from converters.verify import open_side, processor_differences
 from dataprep.images import load_image, pad_colour
 from dataprep.shards.fingerprint import tokenizer_fingerprint
 from tests.converters.folders import VARIANTS, same_folder
@@ -76,7 +76,8 @@ def test_the_exports_processor_makes_the_tokens_of_training(run, make_checkpoint
     checkpoint = make_checkpoint()
     edit_json(checkpoint / "tokenizer/tokenizer_config.json", legacy=legacy)
     run("trainer", "hf", checkpoint, tmp_path / "hf")
-    assert processor_differences(tmp_path / "hf", checkpoint, None, "How many bars are there?") == []
+    exported, trained = (open_side(folder, {}) for folder in (tmp_path / "hf", checkpoint))
+    assert processor_differences(exported, trained, None, "How many bars are there?") == []
     # Loaded without the model's config, the tokenizer is of another class in transformers 5: the same tokens.
     (tmp_path / "hf/config.json").unlink()
     alone = AutoProcessor.from_pretrained(tmp_path / "hf", local_files_only=True).tokenizer
@@ -189,6 +190,23 @@ def test_what_transformers_saves_itself_is_read_without_our_record(run, exported
 def test_the_tokenizer_comes_back_with_its_fingerprint(run, exported, tiny_tokenizer_dir, tmp_path):
     run("hf", "trainer", exported, tmp_path / "back")
     assert tokenizer_fingerprint(tmp_path / "back/tokenizer") == tokenizer_fingerprint(tiny_tokenizer_dir)
+
+
+@pytest.mark.parametrize("place", ["file", "config"])
+def test_a_tokenizers_own_chat_template_comes_back(run, make_checkpoint, edit_json, tensors_of, tmp_path, place):
+    checkpoint, wording = make_checkpoint(), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    if place == "file":
+        (checkpoint / "tokenizer" / "chat_template.jinja").write_text(wording)
+    else:
+        edit_json(checkpoint / "tokenizer" / "tokenizer_config.json", chat_template=wording)
+    folder = checkpoint
+    for number, (source, target) in enumerate([("trainer", "hf"), ("hf", "llava"), ("llava", "trainer")]):
+        assert run(source, target, folder, tmp_path / str(number)).exit_code == 0
+        folder = tmp_path / str(number)
+    assert wording not in (tmp_path / "0" / "chat_template.jinja").read_text()
+    same_folder(checkpoint, folder, tensors_of)
+    own = folder / "tokenizer" / "chat_template.jinja"
+    assert (own.read_text() if own.exists() else None) == (wording if place == "file" else None)
 
 
 def test_position_ids_and_old_frequencies_are_dropped_by_name(run, exported, tmp_path):
