@@ -1,4 +1,5 @@
 import math
+from importlib.util import find_spec
 
 import pytest
 
@@ -9,25 +10,26 @@ from trainer.config import TrainConfig
 
 
 def commands(program: str) -> list[tuple[str, ...]]:
-    return [command for command in (*demo.COMMANDS, demo.VERIFY) if command[0] == program]
+    return [command for command in (*demo.COMMANDS, *demo.EVALUATE, demo.VERIFY) if command[0] == program]
 
 
 def test_a_model_that_learned_looks_and_exports_exactly_passes():
-    assert demo.faults(accuracy=0.9, chance=0.25, shuffled=0.26, difference=1e-6) == []
+    assert demo.faults(accuracy=0.9, chance=0.25, shuffled=0.26, difference=1e-6, own=0.9) == []
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "shuffled", "difference", "said"),
+    ("accuracy", "shuffled", "difference", "own", "said"),
     [
-        (0.4, 0.26, 1e-6, "not far above chance"),
-        (0.9, 0.5, 1e-6, "shuffled"),
-        (0.9, 0.26, 1e-3, "logits differ"),
-        (0.9, 0.26, math.nan, "logits differ"),
-        (math.nan, 0.26, 1e-6, "not far above chance"),
+        (0.4, 0.26, 1e-6, 0.4, "not far above chance"),
+        (0.9, 0.5, 1e-6, 0.9, "shuffled"),
+        (0.9, 0.26, 1e-3, 0.9, "logits differ"),
+        (0.9, 0.26, math.nan, 0.9, "logits differ"),
+        (0.9, 0.26, 1e-6, 0.89, "transformers 0.900"),
+        (0.9, 0.26, 1e-6, math.nan, "transformers 0.900"),
     ],
 )
-def test_each_shortcoming_is_said(accuracy, shuffled, difference, said):
-    found = demo.faults(accuracy, 0.25, shuffled, difference)
+def test_each_shortcoming_is_said(accuracy, shuffled, difference, own, said):
+    found = demo.faults(accuracy, 0.25, shuffled, difference, own)
     assert len(found) == 1 and said in found[0]
 
 
@@ -50,9 +52,12 @@ def test_the_compile_commands_set_only_what_the_compiler_knows():
 
 
 def test_the_scripts_that_the_demo_runs_are_there():
-    scripts = {command[1] for command in commands("python")}
+    scripts = {command[1] for command in commands("python") if command[1] != "-m"}
     assert scripts == {"examples/charts.py", "examples/start.py", "examples/curve.py", "examples/ask.py"}
     assert all((demo.REPOSITORY / script).is_file() for script in scripts)
+    modules = [command[2] for command in commands("python") if command[1] == "-m"]
+    assert modules == [f"trainer.evaluation.{name}" for name in ("run", "score", "page")]
+    assert all(find_spec(module) for module in modules)
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(capsys):
