@@ -4,9 +4,11 @@ The format (github.com/huggingface/safetensors): eight bytes with the length of 
 the header, a JSON table of name -> dtype, shape and begin and end of its bytes; then the bytes of all tensors.
 """
 
+import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +34,18 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+#: What a system says that cannot copy between these two files: on other disks, of other kinds.
+_CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a file a tensor's bytes lie, as they are to be written: they need not pass through this program."""
+
+    path: Path
+    begin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,8 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
+    place: Place | None = None
+    """Where its bytes lie; None where they have to be made."""
 
     @property
     def num_bytes(self) -> int:
@@ -57,7 +72,7 @@ class LazyTensor:
         """Return what `change` makes of the tensor, still unread; `change` must also work on meta tensors."""
         result = change(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         load = self.load
-        return replace(self, shape=tuple(result.shape), dtype=result.dtype, load=lambda: change(load()))
+        return replace(self, shape=tuple(result.shape), dtype=result.dtype, load=lambda: change(load()), place=None)
 
 
 def read_tensors(folder: Path) -> list[LazyTensor]:
@@ -66,7 +81,9 @@ def read_tensors(folder: Path) -> list[LazyTensor]:
     Raises `ConversionError` when there are none or a file is missing, damaged or of an unknown dtype.
     """
     try:
-        return [_lazy(path, name) for name, path in tensor_files(folder).items()]
+        files = tensor_files(folder)
+        begins = {path: _begins(path) for path in set(files.values())}
+        return [_lazy(path, name, begins[path]) for name, path in files.items()]
     except FolderError as error:
         hint = " (a checkpoint of ours is safetensors alone)"
         raise ConversionError(f"{error}{hint if list(folder.glob('*.bin')) else ''}") from error
@@ -77,17 +94,26 @@ def read_file(path: Path) -> list[LazyTensor]:
     try:
         with open_weights(path) as weights:
             names = list(weights.keys())
-        return [_lazy(path, name) for name in names]
+        return [_lazy(path, name, _begins(path)) for name in names]
     except FolderError as error:
         raise ConversionError(str(error)) from error
 
 
-def _lazy(path: Path, name: str) -> LazyTensor:
+def _begins(path: Path) -> dict[str, int]:
+    """Return where in a whole file each tensor's bytes begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _lazy(path: Path, name: str, begins: Mapping[str, int]) -> LazyTensor:
     with open_weights(path) as weights:
         view = weights.get_slice(name)
         if view.get_dtype() not in DTYPES:
             raise ConversionError(f"{path}: {name} is of dtype {view.get_dtype()}, which is not converted")
-        return LazyTensor(name, tuple(view.get_shape()), DTYPES[view.get_dtype()], partial(_read, path, name))
+        shape, dtype = tuple(view.get_shape()), DTYPES[view.get_dtype()]
+        return LazyTensor(name, shape, dtype, partial(_read, path, name), Place(path, begins[name]))
 
 
 def _read(path: Path, name: str) -> Tensor:
@@ -125,10 +151,15 @@ def _cut(tensors: Iterable[LazyTensor], max_bytes: int) -> list[list[LazyTensor]
 def _write_file(path: Path, tensors: Iterable[LazyTensor]) -> None:
     # Wide values first, so that each tensor's bytes start at a multiple of its width.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
         _write_header(file, ordered)
+        begun: Future[None] | None = None
         for tensor in ordered:
-            _write_values(file, tensor)
+            if tensor.place is None or not _copied(tensor.place, tensor.num_bytes, file):
+                _write_values(file, tensor)
+            file.flush()
+            if begun is None or begun.done():
+                begun = beside.submit(_start_writing, file.fileno())
 
 
 def _write_header(file: BinaryIO, tensors: Iterable[LazyTensor]) -> None:
@@ -154,11 +185,31 @@ def _write_values(file: BinaryIO, tensor: LazyTensor) -> None:
         raise ConversionError(f"{tensor.name}: expected {expected}, found {found}")
     # As bytes, since numpy has no bfloat16; a number without dimensions needs one for that.
     file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    _start_writing(file)
 
 
-def _start_writing(file: BinaryIO) -> None:
+def _copied(place: Place, num_bytes: int, file: BinaryIO) -> bool:
+    """Have the system copy bytes behind what was written, as `cp` does; return whether it could."""
+    if not hasattr(os, "copy_file_range"):
+        return False
+    file.flush()
+    begin = done = file.tell()
+    with place.path.open("rb") as source:
+        while done < begin + num_bytes:
+            try:
+                offset, left = place.begin + done - begin, begin + num_bytes - done
+                count = os.copy_file_range(source.fileno(), file.fileno(), left, offset, done)
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY or done > begin:
+                    raise
+                return False
+            if not count:
+                raise ConversionError(f"{place.path} became shorter while it was read")
+            done += count
+    file.seek(done)
+    return True
+
+
+def _start_writing(file: int) -> None:
     """Let the disk begin with what was written, while the next tensor is read: it all has to arrive in the end."""
     if hasattr(os, "posix_fadvise"):
-        file.flush()
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -51,7 +51,7 @@ ALIASES = (
 _ROWS = ("language.embed.weight", "language.lm_head.weight")
 
 #: Rows of those that are added up at a time.
-ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME = 256
 
 
 def rules(config: LlavaConfig) -> list[Rule]:
@@ -207,9 +207,12 @@ def _more_rows(count: int, table: Tensor) -> Tensor:
     if table.is_meta or count == len(table):
         return table.new_empty((count, *table.shape[1:])) if table.is_meta else table
     # A few rows at a time: the whole table in a wider dtype would be the conversion's largest piece of memory.
-    total = torch.stack([rows.float().sum(dim=0) for rows in table.split(ROWS_AT_A_TIME)]).sum(dim=0)
-    mean = (total / len(table)).to(table.dtype)
-    return torch.cat([table, mean.expand(count - len(table), -1)])
+    grown, total = table.new_empty((count, table.shape[1])), torch.zeros(table.shape[1], dtype=torch.float64)
+    for rows, target in zip(table.split(ROWS_AT_A_TIME), grown.split(ROWS_AT_A_TIME), strict=False):
+        target[: len(rows)] = rows
+        total += rows.double().sum(dim=0)
+    grown[len(table) :] = (total / len(table)).to(table.dtype)
+    return grown
 
 
 def _identity(width: int, dtype: torch.dtype) -> list[LazyTensor]:

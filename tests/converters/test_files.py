@@ -1,6 +1,8 @@
 """The streaming writer against the safetensors library."""
 
+import errno
 import json
+import os
 import weakref
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converters.errors import ConversionError
-from converters.files import DTYPES, LazyTensor, read_tensors, write_tensors
+from converters.files import DTYPES, LazyTensor, read_file, read_tensors, write_tensors
 
 
 def lazy(name, tensor):
@@ -90,3 +92,56 @@ def test_a_dtype_that_is_not_known_is_refused(tmp_path):
     save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(ConversionError, match="w is of dtype F8_E4M3"):
         read_tensors(tmp_path)
+
+
+def stored(tmp_path, count=5):
+    """A file of tensors of different widths, and the same unread."""
+    generator = torch.Generator().manual_seed(3)
+    dtypes = [torch.float32, torch.bfloat16, torch.uint8, torch.float16, torch.int64]
+    tensors = {f"t{n}": (torch.randn(7 + n, 3, generator=generator) * 50).to(dtypes[n % 5]) for n in range(count)}
+    save_file(tensors, tmp_path / "source.safetensors")
+    return tensors, read_file(tmp_path / "source.safetensors")
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_bytes_that_stay_are_copied_or_read_where_the_system_cannot(tmp_path, monkeypatch, refusal):
+    tensors, lazy = stored(tmp_path)
+    assert all(tensor.place for tensor in lazy)
+    called = []
+
+    def copy(*arguments):
+        called.append(arguments)
+        if refusal:
+            raise OSError(refusal, "not between these files")
+        # A few bytes at a time, as the system may.
+        return real(arguments[0], arguments[1], min(arguments[2], 11), *arguments[3:])
+
+    real = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    doubled = lazy[0].mapped(lambda values: values * 2).renamed("twice")
+    assert doubled.place is None
+    write_tensors(tmp_path, [*(tensor.renamed(f"new.{tensor.name}") for tensor in lazy), doubled], 10**9)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == {f"new.{name}" for name in tensors} | {"twice"}
+    assert all(torch.equal(found[f"new.{name}"], values) for name, values in tensors.items())
+    assert torch.equal(found["twice"], tensors["t0"] * 2)
+    assert len(called) >= len(tensors)
+
+
+def test_a_source_that_is_cut_meanwhile_is_named(tmp_path):
+    _, lazy = stored(tmp_path)
+    with (tmp_path / "source.safetensors").open("r+b") as file:
+        file.truncate(lazy[-1].place.begin + 1)
+    with pytest.raises(ConversionError, match=r"source\.safetensors became shorter while it was read"):
+        write_tensors(tmp_path, [lazy[-1]], 10**9)
+
+
+def test_a_disk_error_while_copying_is_not_taken_for_another_way(tmp_path, monkeypatch):
+    _, lazy = stored(tmp_path)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(tmp_path, lazy, 10**9)

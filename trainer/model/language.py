@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.attention import ATTENTION, Segments
 from trainer.model.config import LanguageConfig, RopeScaling
+from trainer.model.table import Table
 
 #: cos and sin of the rotary angles, each (T, 1, head), in the dtype of the hidden states.
 Rotation = tuple[Tensor, Tensor]
@@ -47,7 +48,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig, attention: str) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, attention) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)

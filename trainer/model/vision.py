@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainer.model.config import VisionConfig
+from trainer.model.table import Table
 
 
 class VisionTower(nn.Module):
@@ -21,7 +22,7 @@ class VisionTower(nn.Module):
         clip = config.kind == "clip"
         self.class_embedding = nn.Parameter(torch.zeros(width)) if config.has_class_token else None
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=not clip)
-        self.position_embedding = nn.Embedding(config.num_positions, width)
+        self.position_embedding = Table(config.num_positions, width)
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if clip else nn.Identity()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
         # LLaVA reads a hidden state before this norm; it is kept so that a tower converts back whole.
