@@ -31,7 +31,8 @@ class Hub:
     tokenizer: Mapping[str, bytes]
     """File name -> content."""
     data: Mapping[str, Any] | None
-    """What the shards were that the model was trained on; None for starting weights and foreign models."""
+    """What the shards were that the model was trained on, and under `training` how; None for starting weights and
+    foreign models."""
     notes: Sequence[str] = ()
     """What reading left behind on purpose, one sentence each."""
 

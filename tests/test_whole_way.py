@@ -1,5 +1,6 @@
 """The whole way on tiny weights: components, trainer, phase 1, phase 2, Hugging Face, an answer."""
 
+import hashlib
 import json
 import shutil
 
@@ -80,6 +81,9 @@ def test_from_two_parts_and_raw_records_to_an_answer(raw, tmp_path):
         ]
         assert train([f"configs/train/phase{phase}_tiny.yaml", *settings]) == 0
     command(convert, "trainer", "hf", tmp_path / "phase2" / "final", exported)
+    card = (exported / "README.md").read_text()
+    sha256 = hashlib.sha256((raw / "h5" / "phase2" / "manifest.json").read_bytes()).hexdigest()
+    assert f"| shards_manifest_sha256 | {sha256} |" in card and "| global_batch_size | 8 |" in card
     command(convert, "verify", tmp_path / "phase2" / "final", exported, "--tolerance", "1e-5")
     assert [answer(exported, raw / "images" / f"{number}.png") for number in range(2)] == ["red", "blue"]
 

@@ -6,7 +6,6 @@ Nothing is allocated on a device before shards, model folder and checkpoint are 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -184,7 +183,7 @@ class Trainer:
         Raises:
             StorageError: it cannot be written; the last checkpoint is there, so the same command tries again.
         """
-        config, layout = self.plan.config, asdict(self.plan.rows.layout)
+        config, record = self.plan.config, self.plan.record_after(self.steps_done)
         dtype = getattr(torch, config.export_dtype)
         adapter = config.lora if config.lora is not None and config.lora.export == "adapter" else None
         weights = whole_weights(self.model, dtype) if adapter is None else gathered_weights(self.model)
@@ -192,9 +191,9 @@ class Trainer:
             return
         try:
             if adapter is None:
-                save_model(folder, weights, self.plan.model, config.model / "tokenizer", layout)
+                save_model(folder, weights, self.plan.model, config.model / "tokenizer", record)
             else:
-                save_adapter(folder, weights, self.model, adapter, dtype, layout)
+                save_adapter(folder, weights, self.model, adapter, dtype, record)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{folder} cannot be written ({free_space(folder.parent)}): {error}") from error
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from configs import VERSION
 from dataprep.shards import ShardReader
 from trainer import attention
 from trainer.checkpoint import RunState
@@ -48,6 +49,22 @@ class Plan:
             torch=torch.__version__,
             evaluation=asdict(standing),
         )
+
+    def record_after(self, step: int) -> dict[str, object]:
+        """Return what stands in a model's `data.json` when `step` steps are done: on what it was trained, and how.
+
+        The shards' layout, and under `training` all that decides what was learned from them. It holds no path, so
+        that the same run elsewhere leaves the same record.
+        """
+        training = {
+            "steps": step,
+            "shards_manifest_sha256": self.rows.manifest_sha256,
+            "starting_weights": self.starting_weights,
+            "settings": fixed_settings(self.config),
+            "llava_prep": VERSION,
+            "torch": torch.__version__,
+        }
+        return {**asdict(self.rows.layout), "training": training}
 
 
 def make_plan(config: TrainConfig, device: torch.device) -> Plan:

@@ -160,8 +160,20 @@ def model_card(
         if legacy
         else "open with `▁USER`; in training (`legacy: false`) with `USER`",
     }
-    trained_on = data or {"shards": "not known: starting weights, or converted from another program's"}
-    return _CARD.format(facts=_table(facts), data=_table(trained_on))
+    return _CARD.format(facts=_table(facts), data=trained_on(data))
+
+
+def trained_on(data: Mapping[str, Any] | None) -> str:
+    """Return what `data.json` says as Markdown: the shards' fingerprint, and how the model was trained."""
+    if not data:
+        return "Not known: starting weights, or converted from another program's."
+    training = data.get("training")
+    shards = _table({key: value for key, value in data.items() if key != "training"})
+    if not isinstance(training, Mapping):
+        return shards
+    settings = training.get("settings")
+    flat = {key: value for key, value in training.items() if key != "settings"}
+    return f"{shards}\n\n## How\n\n{_table(flat | dict(settings if isinstance(settings, Mapping) else {}))}"
 
 
 def _table(facts: Mapping[str, Any]) -> str:

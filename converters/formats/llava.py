@@ -188,8 +188,7 @@ def losses(hub: Hub) -> list[str]:
 def _card(hub: Hub) -> str:
     """Return `README.md`."""
     notes = "\n".join(f"* {loss[0].upper()}{loss[1:]}." for loss in losses(hub))
-    trained_on = "\n".join(f"* {key}: {value}" for key, value in (hub.data or {"shards": "not known"}).items())
-    return _CARD.format(notes=notes, data=trained_on)
+    return _CARD.format(notes=notes, data=hf_files.trained_on(hub.data))
 
 
 _CARD = """\

@@ -23,6 +23,7 @@ DATA = {
     "image_fit": "pad",
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "tokenizer_fingerprint": "ab" * 32,
+    "training": {"steps": 7, "shards_manifest_sha256": "cd" * 32, "settings": {"optimizer.peak_lr": 2e-05}},
 }
 
 

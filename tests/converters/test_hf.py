@@ -12,6 +12,8 @@ from converters.verify import open_side, processor_differences
 from dataprep.images import load_image, pad_colour
 from dataprep.shards.fingerprint import tokenizer_fingerprint
 from tests.converters.folders import VARIANTS, same_folder
+from tests.tiny_llava import tiny_llava
+from trainer.model import save_model
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -132,11 +134,41 @@ def test_an_export_generates(exported):
     assert out.shape[1] == inputs["input_ids"].shape[1] + 3
 
 
-def test_the_model_card_carries_the_fingerprint(exported):
+def test_the_model_card_says_what_an_export_adds(exported):
     card = (exported / "README.md").read_text()
-    assert "ab" * 32 in card
     assert "400 trained rows" in card
     assert "| later turns | open with `▁USER`; in training (`legacy: false`) with `USER` |" in card
+
+
+def test_llama_2s_vocabulary_grows_as_the_hubs_llava_has_it(run, shared, tensors_of, tmp_path):
+    model = tiny_llava(3, 4, vocab_size=32000)
+    save_model(tmp_path / "checkpoint", model.state_dict(), model.config, shared / "tokenizer-llama2")
+    assert run("trainer", "hf", tmp_path / "checkpoint", tmp_path / "hf").exit_code == 0
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert (config["image_token_index"], config["pad_token_id"], config["text_config"]["vocab_size"]) == (
+        32000,
+        32001,
+        32064,
+    )
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "hf", local_files_only=True).tokenizer
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [32000, 32001]
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        table = tensors_of(tmp_path / "hf")[name]
+        assert len(table) == 32064
+        assert torch.allclose(table[32000:], table[:32000].mean(dim=0).expand(64, -1), atol=1e-7)
+    assert run("hf", "trainer", tmp_path / "hf", tmp_path / "back").exit_code == 0
+    same_folder(tmp_path / "checkpoint", tmp_path / "back", tensors_of)
+
+
+def test_the_model_card_carries_the_fingerprints(run, make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()
+    for target, card in (("hf", "README.md"), ("llava", "text_model_llava/README.md")):
+        run("trainer", target, checkpoint, tmp_path / target)
+        text = (tmp_path / target / card).read_text()
+        for line in (f"| tokenizer_fingerprint | {'ab' * 32} |", f"| shards_manifest_sha256 | {'cd' * 32} |"):
+            assert line in text
+        assert "## How" in text and "| optimizer.peak_lr | 2e-05 |" in text
+        assert "{'" not in text
 
 
 def test_a_sharded_export_loads(run, make_checkpoint, tmp_path):

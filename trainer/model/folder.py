@@ -5,7 +5,8 @@ FOLDER/config.json          LlavaConfig
 FOLDER/model.safetensors    the parameters under their own names
                             (or model-0000i-of-0000n.safetensors with model.safetensors.index.json)
 FOLDER/tokenizer/           tokenizer.json, tokenizer_config.json and what else came with them
-FOLDER/data.json            what the shards were that it was trained on; absent for starting weights
+FOLDER/data.json            what the shards were that it was trained on, and under `training` how; absent for
+                            starting weights
 ```
 """
 
