@@ -155,8 +155,7 @@ def _write_file(path: Path, tensors: Iterable[LazyTensor]) -> None:
         _write_header(file, ordered)
         begun: Future[None] | None = None
         for tensor in ordered:
-            if tensor.place is None or not _copied(tensor.place, tensor.num_bytes, file):
-                _write_values(file, tensor)
+            _write_tensor(file, tensor)
             file.flush()
             if begun is None or begun.done():
                 begun = beside.submit(_start_writing, file.fileno())
@@ -176,6 +175,11 @@ def _write_header(file: BinaryIO, tensors: Iterable[LazyTensor]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _write_tensor(file: BinaryIO, tensor: LazyTensor) -> None:
+    if tensor.place is None or not _copied(tensor.place, tensor.num_bytes, file):
+        _write_values(file, tensor)
 
 
 def _write_values(file: BinaryIO, tensor: LazyTensor) -> None:

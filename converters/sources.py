@@ -23,6 +23,9 @@ WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",), ("*.mdl",))
 #: Copies of the weights for other uses, as hub repositories hold them.
 NEVER = ("onnx/*", "original/*", "*/.*", "openvino/*", "coreml/*", "*fp32*", "*non_ema*")
 
+#: How long the hub may take to say what a repository holds.
+SECONDS = 20
+
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -44,7 +47,8 @@ def _from_hub(repo_id: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        names = HfApi().list_repo_files(repo_id)
+        # Asked once: without network, what is cached is taken at once, and not after half a minute of trying again.
+        names = [file.rfilename for file in HfApi().model_info(repo_id, timeout=SECONDS).siblings or ()]
         return Path(snapshot_download(repo_id, allow_patterns=wanted(names)))
     except Exception as error:  # the hub's client raises its own, its network library's and the OS's errors
         try:

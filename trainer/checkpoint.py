@@ -73,6 +73,8 @@ class RunState:
     torch: str
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """The `Standing` of the evaluations."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What `data.json` would hold if the run ended here: how to ask the model. Empty in checkpoints of before."""
 
 
 class Checkpoints:
@@ -89,7 +91,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Return the whole checkpoints, the oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / STATE).is_file())
+        return whole_checkpoints(self.folder)
 
     def latest(self) -> Path | None:
         """Return the latest whole checkpoint, if there is one."""
@@ -192,6 +194,11 @@ class Checkpoints:
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=TRAINED)
 
 
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints in a run's folder of them, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+
+
 def free_space(folder: Path) -> str:
     """Return what a message says of the disk that an existing folder lies on."""
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
@@ -214,7 +221,11 @@ def read_state(path: Path) -> RunState:
         IntegrityError: it does not say it in a way that this program reads.
     """
     try:
-        return RunState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+        state = RunState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+        for name in ("settings", "model", "evaluation", "record"):
+            if not isinstance(getattr(state, name), dict):
+                raise TypeError(f"{name}: expected a table")
+        return state
     except (OSError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path / STATE} is not the state of a run: {error}") from None
 

@@ -48,6 +48,7 @@ class Plan:
             world_size=world.size,
             torch=torch.__version__,
             evaluation=asdict(standing),
+            record=self.record_after(step),
         )
 
     def record_after(self, step: int) -> dict[str, object]:

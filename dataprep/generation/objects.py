@@ -166,9 +166,10 @@ _OTHERS = (
 
 _DENIES = re.compile(r"\b(?:no|not|never|nor|neither|without|none|nobody|absent|lacks?|missing|rather than)\b|n't\b")
 _SUPPOSES = re.compile(
-    r"\b(?:if|could|may|might|would|should|can|perhaps|maybe|possibly|probably|likely|potential|potentially|such as|"
-    r"suggests?|e\.g|for example|for instance|imagine|whether|or other|like an?|resembl\w+|as if|similar to|"
-    r"reminiscent)\b"
+    # Who says that a thing can be seen claims it.
+    r"\b(?:if|could|may|might|would|should|can(?! (?:be (?:seen|found|spotted|observed)|see)\b)|perhaps|maybe|possibly|"
+    r"probably|likely|potential|potentially|such as|suggests?|e\.g|for example|for instance|imagine|whether|or other|"
+    r"like an?|resembl\w+|as if|similar to|reminiscent)\b"
 )
 _NO = re.compile(r"\W*(?:no|none|not|there (?:is|are) no)\b", re.IGNORECASE)
 _SENTENCES = re.compile(r"[.!?;\n]+")

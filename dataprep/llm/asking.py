@@ -126,9 +126,12 @@ class Asker:
         """
         spent, troubles, others = Usage(), 0, 0
         reply: Reply | None = None
+        under_way = False
         try:
             while reply is None and (ticket := await self._leave(messages)) is not None:
+                under_way = True
                 outcome = await self._try(client, messages, ticket)
+                under_way = False
                 spent += outcome.usage
                 if outcome.kind == "trouble":
                     troubles += 1
@@ -142,7 +145,8 @@ class Asker:
                     if others > REASKED.get(outcome.kind, 0):
                         reply = _reply(key, outcome.kind, outcome, spent)
         except asyncio.CancelledError:
-            spent += assumed(most(messages, self.settings.longest))
+            # What only waited for its turn has cost nothing.
+            spent += assumed(most(messages, self.settings.longest)) if under_way else Usage()
             raise
         finally:
             if reply is not None or spent != Usage():

@@ -8,6 +8,7 @@ thing by which a budget can be overrun.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,9 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.prices is None:
             raise CommandError("--max-cost: a limit needs prices: give --price-in and --price-out, per million tokens")
+        figures = (self.max_cost, *((self.prices.prompt, self.prices.completion) if self.prices else ()))
+        if any(figure is not None and math.isnan(figure) for figure in figures):
+            raise CommandError("--max-cost, --price-in and --price-out: expected numbers; nan is none")
 
     def exceeded(self, usage: Usage) -> str | None:
         """Return which limit a usage would exceed, with its value."""

@@ -83,13 +83,14 @@ class Patience:
     """Of a response."""
 
 
-def open_endpoint(base_url: str, model: str, key_variable: str | None = None) -> Endpoint:
+def open_endpoint(base_url: str, model: str, key_variable: str | None = None, needs_key: bool = True) -> Endpoint:
     """Return an endpoint, its key taken from the environment.
 
     Args:
         base_url: such as http://127.0.0.1:8000/v1, with or without /chat/completions.
         key_variable: the environment variable with the key. Without it no key is sent, but to a host of
             `OWN_VARIABLES`: a key goes nowhere that it was not meant for.
+        needs_key: False where nothing will be sent: the variable need not be set.
 
     Raises:
         CommandError: no address, or the variable is not set.
@@ -100,13 +101,15 @@ def open_endpoint(base_url: str, model: str, key_variable: str | None = None) ->
     except ValueError:
         parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
-        raise CommandError(f"--endpoint {base_url}: expected an address such as http://127.0.0.1:8000/v1")
+        raise CommandError(
+            f"--endpoint {base_url.rpartition('@')[2]}: expected an address such as http://127.0.0.1:8000/v1"
+        )
     if parts.username or parts.password:
         raise CommandError(f"--endpoint {place(base_url)}: holds a password; put keys into a --key-variable")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     variable = key_variable or OWN_VARIABLES.get(host)
     key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not (key.isascii() and key.isprintable() and key):
+    if needs_key and variable and not (key.isascii() and key.isprintable() and key):
         raise CommandError(f"--key-variable {variable}: the environment holds no key of this name")
     return Endpoint(urlunsplit(parts._replace(path=path, fragment="")), model, key)
 

@@ -79,7 +79,8 @@ class Asking:
         seconds = given.pop("timeout")
         patience = Patience(tries=given.pop("tries"), read=seconds, whole=seconds)
         concurrency = given.pop("concurrency")
-        endpoint = open_endpoint(given.pop("endpoint"), given.pop("model"), given.pop("key_variable"))
+        needs_key = not given.get("dry_run")
+        endpoint = open_endpoint(given.pop("endpoint"), given.pop("model"), given.pop("key_variable"), needs_key)
         return cls(endpoint, settings, limits, patience, concurrency)
 
     def ask(

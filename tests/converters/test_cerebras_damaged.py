@@ -19,7 +19,7 @@ INSIDE = "model.model."
 Q = "text_model.transformer_decoder.layers.0.self_attn.proj_q_dense_layer.weight"
 
 #: Cuts and flips of a checkpoint that are tried.
-NUM_DAMAGES = 400 if os.environ.get("LLAVA_PREP_PROOFS") == "full" else 20
+NUM_DAMAGES = 400 if os.environ.get("LLAVA_PREP_PROOFS") == "full" else 10
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ KILLED = """
 import os, signal, sys
 from converters import files
 from converters.cli import main
-written = files._write_values
+written = files._write_tensor
 def write(file, tensor):
     written(file, tensor)
     write.left -= 1
@@ -208,7 +208,7 @@ def write(file, tensor):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 write.left = int(sys.argv.pop(1))
-files._write_values = write
+files._write_tensor = write
 main()
 """
 

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from dataprep.config import CompileConfig, ImageConfig
+from dataprep.llm_client import Patience, Settings, ask_all, open_endpoint
 from dataprep.pipeline import Job
+from tests.dataprep.llm_asking import KEY, QUICK, chat
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -110,4 +112,21 @@ def command(tmp_path):
             return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         return subprocess.run(words, capture_output=True, timeout=120, **options)
 
+    return run
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Ask a server; gives what came, the journal lies in `ask.journal`."""
+    monkeypatch.setenv("LLM_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    journal = tmp_path / "journal.jsonl"
+
+    def run(llm, *texts: str, settings=None, limits=None, concurrency=1, model="tiny", key="LLM_KEY", **patience):
+        endpoint = open_endpoint(llm.url, model, key)
+        patience = Patience(**(QUICK | patience))
+        requests = [chat(text) for text in texts or ("Hello?",)]
+        return ask_all(endpoint, requests, settings or Settings(), journal, limits, patience, concurrency)
+
+    run.journal = journal
     return run

@@ -126,14 +126,17 @@ def _record(line: bytes, path: Path, number: int) -> Record:
             f"{path}, line {number}: metadata names no benchmark, so nothing is known about the question; expected a"
             " file that `python -m trainer.evaluation.run` wrote"
         )
-    texts = (record["prompt"], record["text"], metadata.get("kind", ""))
+    texts = (record["prompt"], record["text"], record["model_id"], metadata.get("kind", ""))
     lists = [metadata.setdefault("answers", []), metadata.setdefault("options", [])]
     if not all(isinstance(text, str) for text in texts) or not all(_is_texts(value) for value in lists):
         raise _damaged(
-            path, number, "expected texts in prompt, text and kind, and lists of texts in answers and options"
+            path, number, "expected texts in prompt, text, model_id and kind, and lists of texts in answers and options"
         )
     if not isinstance(record["question_id"], str | int):
         raise _damaged(path, number, f"question_id is {record['question_id']!r:.40}")
+    for name, kind in (("image", str), ("error", str), ("group", str | int)):
+        if not isinstance(metadata.get(name), kind | None):
+            raise _damaged(path, number, f"{name} is {metadata[name]!r:.40}")
     return record
 
 

@@ -46,6 +46,11 @@ def door(command: Callable[..., int | None]) -> Callable[..., None]:
     return run
 
 
+def shown(text: str) -> str:
+    """Return a text with U+FFFD for every character that would steer a terminal; newlines stay."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
 def known_fault(error: Exception) -> CommandError | None:
     """Return what a user is told of an error that they can do something about; None for a bug."""
     known = mendable(error)

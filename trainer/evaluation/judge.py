@@ -26,7 +26,7 @@ import click
 
 from dataprep.errors import CommandError, Exit
 from dataprep.llm_client import Asking, asking_options
-from trainer.evaluation.door import door
+from trainer.evaluation.door import door, shown
 
 if TYPE_CHECKING:
     from trainer.evaluation.judging import Case, Judged
@@ -80,7 +80,7 @@ def command(as_json: bool, **given: Any) -> int:
         "spent": spent,
         "stopped": stopped,
     }
-    click.echo(json.dumps(values, ensure_ascii=False) if as_json else _text(values, pairwise))
+    click.echo(json.dumps(values, ensure_ascii=False) if as_json else shown(_text(values, pairwise)))
     if stopped:
         click.echo(f"error: {stopped} leaves no room for more; with more, the same command goes on", err=True)
     return Exit.REFUSED if stopped else Exit.OK

@@ -127,7 +127,8 @@ def yes_or_no(text: str, truth: Truth) -> Verdict:
 
 
 def _yes_or_no(text: str) -> Literal["", "yes", "no"]:
-    word = "".join(c if c.isalnum() or c == "'" else " " for c in text.casefold()).split()[:1]
+    words = "".join(c if c.isalnum() or c == "'" else " " for c in text.casefold()).split()
+    word = [word.strip("'") for word in words[:1]]
     if word == ["yes"]:
         return "yes"
     return "no" if word == ["no"] else ""

@@ -37,7 +37,7 @@ def _known() -> str:
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; default: 128, for `questions` 1024.")
 @click.option("--template", help="Prompt template, where the model does not say which it was trained with.")
 @click.option("--force-template", is_flag=True, help="Ask in --template although the model was trained with another.")
-@click.option("--base", type=click.Path(path_type=Path), help="The model that an adapter was trained beside.")
+@click.option("--base", type=click.Path(path_type=Path), help="What an adapter or a run began with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -12,17 +12,24 @@ import click
 
 from dataprep.errors import CommandError
 from trainer.evaluation.benchmarks import BENCHMARKS
-from trainer.evaluation.door import door
+from trainer.evaluation.door import door, shown
 
 if TYPE_CHECKING:
     from trainer.evaluation.scoring import Difference, Row
+
+#: Files whose questions may be of any benchmark.
+QUESTIONS = "questions"
 
 HEADINGS = ("kind", "measure", "n", "score", "95 % interval", "unparsed", "not answered", "without truth")
 
 
 @click.command()
 @click.argument("answers", type=click.Path(path_type=Path))
-@click.option("--benchmark", metavar="NAME", help="How to score; default: what the file says.")
+@click.option(
+    "--benchmark",
+    metavar="NAME",
+    help="How to score a file of `questions`, and of others what they must be; default: what the file says.",
+)
 @click.option("--baseline", type=click.Path(path_type=Path), help="Another file of answers to the same questions.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @door
@@ -58,11 +65,13 @@ def command(answers: Path, benchmark: str | None, baseline: Path | None, as_json
         _benchmark(before, known.name, baseline)
         difference = scoring.compare(*(_units(each, known.metric) for each in (records, before)))
         values["difference"] = {"baseline": str(baseline), **_values(difference)}
-    click.echo(json.dumps(values, ensure_ascii=False) if as_json else _text(values, rows, difference))
+    click.echo(json.dumps(values, ensure_ascii=False) if as_json else shown(_text(values, rows, difference)))
 
 
 def _benchmark(records: Sequence[dict[str, Any]], asked: str | None, path: Path) -> Any:
-    """Return the benchmark of a file, which must be the one asked for."""
+    """Return the benchmark of a file, which must be the one asked for; of a file of questions, which may be of any
+    benchmark, it says how they are scored.
+    """
     said = records[0]["metadata"]["benchmark"]
     if asked is not None and asked not in BENCHMARKS:
         raise CommandError(f"--benchmark {asked}: not known; choose from {', '.join(BENCHMARKS)}")
@@ -70,6 +79,8 @@ def _benchmark(records: Sequence[dict[str, Any]], asked: str | None, path: Path)
         raise CommandError(
             f"{path}: is of the benchmark {said!r}, which is not known; known are {', '.join(BENCHMARKS)}"
         )
+    if asked is not None and said == QUESTIONS:
+        return BENCHMARKS[asked]
     if asked is not None and asked != said:
         raise CommandError(f"--benchmark {asked}: {path} holds answers of {said}")
     return BENCHMARKS[said]

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.evaluation.benchmarks import Asked, Benchmark, Left, Source
 from trainer.evaluation.parts import mend, only_run, part_writer, read_parts
 from trainer.evaluation.ranks import Ranks, joined
 from trainer.evaluation.settings import RUN_FILE, Settings, model_digest, model_name, questions_digest
+from trainer.inference.runs import asked_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def run(job: Job) -> dict[str, Any]:
         CommandError: the data, or what is in the place of the output, is not what it should be.
     """
     with joined() as ranks, only_run(parts_folder(job.output)) if ranks.is_first else nullcontext():
+        job = replace(job, model=ranks.share(_asked(job) if ranks.is_first else None))
         questions: Questions | None = None
         plan: tuple[Settings, list[list[int]]] | None = None
         if ranks.is_first:
@@ -75,6 +77,18 @@ def run(job: Job) -> dict[str, Any]:
             _answer(job, questions.asked, todo, ranks)
         ranks.gather(None)
         return _finish(job, questions, settings) if ranks.is_first else {}
+
+
+def _asked(job: Job) -> Path:
+    """Return the folder whose model is asked; called by one rank, since a run may write another before the next looks.
+
+    Raises:
+        TrainError: a run that has nothing to ask yet.
+    """
+    found = asked_folder(job.model)
+    if found != job.model:
+        _say(f"{job.model} is a run; asked: {found}")
+    return found
 
 
 def load(job: Job) -> Questions:
@@ -120,6 +134,8 @@ def _expect_pictures(questions: Sequence[Asked]) -> None:
 
 def _plan(job: Job, questions: Questions) -> tuple[Settings, list[list[int]]]:
     """Return what the run is, and the batches that are left; called by the first rank alone."""
+    from trainer.inference.loading import pick, pick_dtype
+
     folders = [job.model, *([job.base] if job.base else [])]
     for folder in folders:
         if not folder.exists():
@@ -129,7 +145,8 @@ def _plan(job: Job, questions: Questions) -> tuple[Settings, list[list[int]]]:
         split=job.source.split,
         limit=job.limit,
         template=job.template,
-        dtype=job.dtype,
+        # As it is run: answers of two dtypes are those of two models, and `auto` is another on another device.
+        dtype=str(pick_dtype(job.dtype, pick(job.device))).removeprefix("torch."),
         max_new_tokens=job.max_new_tokens,
         model=str(job.model.absolute()),
         model_sha256=model_digest(folders),
@@ -204,11 +221,12 @@ def _finish(job: Job, questions: Questions, settings: Settings) -> dict[str, Any
     missing = len(questions.asked) - len(done)
     if missing:
         raise CommandError(f"{missing} questions are not answered; run the same command again", Exit.INTEGRITY)
+    # The counts first: a run that is killed in between has them, whichever of the two files is there.
+    values = asdict(settings) | _counts(questions, done)
+    publish(run_file(job.output), json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     with whole_file(job.output) as file:
         for line in _lines(job, questions.asked, done, settings):
             file.write(line)
-    values = asdict(settings) | _counts(questions, done)
-    publish(run_file(job.output), json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8"))
     shutil.rmtree(folder)
     return values | {"output": str(job.output), "finished_before": False}
 

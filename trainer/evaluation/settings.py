@@ -10,13 +10,13 @@ from pathlib import Path
 
 from trainer.evaluation.benchmarks.base import Asked
 
-#: Files up to this size go into a model's hash whole; of a larger one, blocks all over it.
+#: Files up to this size go into a model's hash whole; of a larger one a block of every stretch of this size. The
+#: projector, in which alone two models of a first phase differ, is several times as large.
 WHOLE_BYTES = 1 << 20
-NUM_BLOCKS = 64
 BLOCK_BYTES = 4096
 
 #: What a model's folder holds of the model, whatever else was put there.
-MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".mdl", ".json", ".yaml", ".model", ".jinja", ".txt")
+MODEL_FILES = (".safetensors", ".distcp", ".bin", ".pt", ".pth", ".mdl", ".json", ".yaml", ".model", ".jinja", ".txt")
 
 #: How the name of a run's settings ends.
 RUN_FILE = ".run.json"
@@ -63,6 +63,8 @@ class Settings:
 def model_name(folder: Path) -> str:
     """Return what a model is called in the file of answers: as LLaVA's `get_model_name_from_path`."""
     folder = folder.absolute()
+    if folder.parent.name == "checkpoints":  # of a run that goes on
+        return f"{folder.parent.parent.name}_{folder.name}"
     return f"{folder.parent.name}_{folder.name}" if folder.name.startswith(PLAIN_NAMES) else folder.name
 
 
@@ -73,12 +75,13 @@ def model_digest(folders: Sequence[Path]) -> str:
         for path in [folder] if folder.is_file() else sorted(filter(_is_models, folder.rglob("*"))):
             size = path.stat().st_size
             digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode("utf-8", "surrogateescape"))
-            with open(path, "rb") as file:
+            # Unbuffered: nothing is read ahead between the blocks.
+            with open(path, "rb", buffering=0) as file:
                 if size <= WHOLE_BYTES:
                     digest.update(file.read())
                     continue
-                for number in range(NUM_BLOCKS):
-                    file.seek((size - BLOCK_BYTES) * number // (NUM_BLOCKS - 1))
+                for place in (*range(0, size - BLOCK_BYTES, WHOLE_BYTES), size - BLOCK_BYTES):
+                    file.seek(place)
                     digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _MODEL_OPTIONS = (
-    click.option("--base", type=click.Path(exists=True, path_type=Path), help="The model an adapter belongs to."),
+    click.option("--base", type=click.Path(exists=True, path_type=Path), help="What an adapter or a run began with."),
     click.option("--template", help="For a model that does not say which template it was trained with."),
     click.option("--force-template", is_flag=True, help="Take --template although training's was another."),
     click.option("--system", help="The system prompt, in place of training's; '' for none."),
@@ -67,13 +67,17 @@ def main(
     dtype: str,
     **sampling: Any,
 ) -> None:
-    """Talk to MODEL: a checkpoint folder, an export, or any format that llava-convert reads.
+    """Talk to MODEL: a checkpoint folder, an export, any format that llava-convert reads, or a run that goes on.
 
     Questions are asked as training asked them: template, system prompt and picture come from the fingerprint of the
     shards that the folder keeps.
     """
     if as_json and prompt is None:
         raise click.UsageError("--json prints one answer: give --prompt")
+    try:
+        chosen = Sampling(**sampling)
+    except ValueError as error:  # click's ranges let `nan` through
+        raise click.UsageError(str(error)) from None
     with _sentences():
         from trainer.inference.loading import open_assistant
 
@@ -86,7 +90,6 @@ def main(
             base=base,
             force_template=force_template,
         )
-        chosen = Sampling(**sampling)
         if prompt is None:
             from trainer.inference.dialogue import talk
 

@@ -64,12 +64,12 @@ class Dialogue:
         return True
 
     def _look_at(self, name: str) -> None:
-        path = Path(name.strip("'\"")).expanduser() if name else None
         try:
+            path = Path(name.strip("'\"")).expanduser() if name else None
             if path is not None:
                 check_image(path, "decode")
-        except ImageFault as fault:
-            self._say(str(fault))
+        except (ImageFault, RuntimeError) as fault:  # `~nobody` has no home
+            self._say(str(fault) if isinstance(fault, ImageFault) else f"{name}: {fault}")
             return
         self.image, self.turns = path, []
         self._say(f"a new conversation begins, {'without a picture' if path is None else f'about {path}'}")

@@ -44,12 +44,13 @@ def open_assistant(
     """Open a model folder; memory: the model once, and one tensor. What had to be guessed is said on stderr.
 
     Args:
-        folder: a checkpoint of the trainer, an export, or any format that `llava-convert` reads.
+        folder: a checkpoint of the trainer, an export, any format that `llava-convert` reads, or a run: its `final/`,
+            and before that its latest checkpoint, or any of them.
         device: `auto` (CUDA where there is a device), `cpu`, `cuda`, or what torch calls one.
         dtype: one of `DTYPES`, or `auto`: bfloat16 on CUDA (float16 where it is only emulated), else float32.
         template: in place of the fingerprint's; needed where there is none, unless it is vicuna_v1.
         system: the system prompt, in place of training's; empty for none.
-        base: the model that an adapter was trained beside.
+        base: the model that an adapter was trained beside, or that a checkpoint's run started from.
         force_template: take `template` although the model was trained with another.
 
     Raises:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.errors import TrainError
+from trainer.inference.runs import asked_folder, is_step
 from trainer.model import FolderError, LlavaConfig, LlavaModel, load_config, load_layout, load_model
 from trainer.model.folder import CONFIG, TOKENIZER
 
@@ -33,20 +34,31 @@ class Source:
 
 
 def open_source(folder: Path, base: Path | None) -> Source:
-    """Open a model folder; an adapter's needs its base.
+    """Open a model folder, or what a run has come to; an adapter and a checkpoint to go on from need their base.
 
     Raises:
-        TrainError: it is a run or a checkpoint to go on from, or has no use for a base.
-        ConversionError, UnsupportedError, FolderError: it cannot be read.
+        TrainError: its base is missing or another, it has no use for one, or it is a run that has nothing to ask yet.
+        ConversionError, UnsupportedError, FolderError, IntegrityError: it cannot be read.
     """
     if not folder.exists():
         raise TrainError(f"{folder}: no such folder")
+    asked = asked_folder(folder)
+    source = _open_model(asked, base)
+    notes = [] if asked == folder else [f"{folder} is a run; asked: {asked}"]
+    return replace(source, notes=[*notes, *source.notes])
+
+
+def _open_model(folder: Path, base: Path | None) -> Source:
     if _is_own(folder):
         if base is not None:
             raise _needs_no_base(folder, "a checkpoint")
         if not (folder / TOKENIZER / "tokenizer.json").is_file():
             raise FolderError(f"{folder} is incomplete: {TOKENIZER}/tokenizer.json is missing")
         return Source(load_config(folder), load_layout(folder) or {}, folder / TOKENIZER, partial(_fill_own, folder))
+    if is_step(folder):
+        from trainer.inference.steps import open_step
+
+        return open_step(folder, base)
     hub = _read(folder, base)
     # A checkpoint's tokenizer folder may hold a chat template, which formats do not carry.
     own = base is not None and _is_own(base)
@@ -67,26 +79,18 @@ def _fill_own(folder: Path, device: torch.device, dtype: torch.dtype) -> LlavaMo
 
 
 def _read(folder: Path, base: Path | None) -> "Hub":
-    from converters.errors import UnsupportedError
     from converters.formats import FORMATS, detect
 
-    try:
-        found = FORMATS[detect(folder)]
-    except UnsupportedError:
-        if (folder / "final").is_dir():
-            raise TrainError(f"{folder} is a run, not a model; its model is {folder / 'final'}") from None
-        if (folder / "state.json").is_file():
-            raise TrainError(
-                f"{folder} is a checkpoint to go on from, not a model: end the run (stop_after), and ask its final/"
-            ) from None
-        raise
+    found = FORMATS[detect(folder)]
     if base is not None and "base" not in found.others:
         raise _needs_no_base(folder, found.title)
     return found.read(folder, **({} if base is None else {"base": base}))
 
 
 def _needs_no_base(folder: Path, what: str) -> TrainError:
-    return TrainError(f"base: {folder} is a whole model ({what}); only an adapter or a projector has a base")
+    return TrainError(
+        f"base: {folder} is a whole model ({what}); only an adapter, a projector or a run's checkpoint has a base"
+    )
 
 
 def fill_from_hub(hub: "Hub", device: torch.device, dtype: torch.dtype) -> LlavaModel:

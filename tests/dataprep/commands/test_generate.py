@@ -196,6 +196,9 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(workspace, command
         done = command(*words(llm, known(2), "--dry-run", "--price-in", 1, "--price-out", 2))
         assert done.returncode == 0, done.stderr
         assert llm.asked == [] and not (workspace.root / "data").exists()
+        assert command(*words(llm, known(2), "--dry-run", "--key-variable", "NOT_SET")).returncode == 0
+        assert "NOT_SET" in command(*words(llm, known(2), "--yes", "--key-variable", "NOT_SET")).stderr
+        assert llm.asked == []
     assert done.stdout.startswith("6 requests for 2 pictures: about ") and ", about 0.00" in done.stdout
     assert done.stdout.count("[system]\n") == 3
     assert "[user]\nA cat sits on red sofa 0.\n\ncat: [0.100, 0.200, 0.600, 0.900]" in done.stdout

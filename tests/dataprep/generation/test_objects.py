@@ -31,11 +31,12 @@ UNSEEN = {
     "plural": ("Two cats and several bicycles are there.", ["cats", "bicycles"]),
     "of two words": ("There is a traffic light near the wine glasses.", ["traffic light", "wine glasses"]),
     "with an article that tells": ("The train passes, and a bear waits.", ["train", "bear"]),
+    "said to be seen": ("A cat can be seen on the pier. You can see a horse.", ["cat", "horse"]),
     "either, none known": ("A bike leans on the rail. Two laptops lie there.", ["laptops"]),
 }
 LEFT = {
     "denied": "There is no cat, and she does not hold an umbrella.",
-    "supposed": "She could meet a cat, and perhaps a horse.",
+    "supposed": "She could meet a cat, and perhaps a horse. She can be joined by a cow.",
     "compared": "The cloud looks like a horse.",
     "many meanings": "The sky is orange, they train hard, bear with it, tie it and book it.",
     "another thing": "She stands at the bus stop next to the train tracks, a hot-air balloon above.",

@@ -6,7 +6,7 @@ import pytest
 
 from dataprep.errors import CommandError
 from tests.trainer.evaluation import layouts
-from trainer.evaluation.benchmarks import BENCHMARKS, Asked, Left, Source
+from trainer.evaluation.benchmarks import BENCHMARKS, Asked, Left, Source, mmmu
 from trainer.evaluation.metrics import METRICS, Truth
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -153,6 +153,35 @@ def test_any_question_file_is_read_with_or_without_truths(tmp_path):
     assert [(one.reason, one.detail[:7]) for one in left] == [("not_a_record", f"line {n}:") for n in (4, 5, 7)]
 
 
+UNSAFE = ["../secret.png", "/etc/passwd", "a/../../secret.png", "C:\\secret.png", "a\0b.png"]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_file_of_questions_names_no_picture_outside_its_folder(name, tmp_path):
+    asked = {"question_id": 1, "image": name, "text": "What?"}
+    made = {"id": "chartqa-test-human-1", "image": name, "answers": ["x"]}
+    made["conversations"] = [{"from": "human", "value": "<image>\nWhat?"}]
+    path = layouts.write(tmp_path / "q.jsonl", layouts.lines(asked, made))
+    assert [one.reason for one in read("questions", path, tmp_path)] == ["unsafe_image_path"] * 2
+    path = layouts.write(tmp_path / "made.jsonl", layouts.lines(made))
+    assert [one.reason for one in read("chartqa", path, tmp_path, image_dir=tmp_path)] == ["unsafe_image_path"]
+    pope = layouts.pope(tmp_path / "pope")
+    line = {"question_id": 1, "image": name, "text": "Is there a cat?", "label": "no"}
+    layouts.write(pope / "coco" / "coco_pope_random.json", layouts.lines(line) + "\n")
+    (left,) = read("pope", pope, tmp_path, "random")
+    assert left.reason == "unsafe_image_path" and left.detail.startswith("line 1: ")
+
+
+def test_an_answer_of_two_letters_is_no_option(tmp_path):
+    data = layouts.mmbench(tmp_path / "mmbench")
+    table = data / "MMBench_DEV_EN.tsv"
+    table.write_text(table.read_text().replace("\tB\tlogic", "\tAB\tlogic").replace("242\t", "\u00b2\t", 1))
+    assert [one.reason for one in read("mmbench", data, tmp_path)] == ["not_a_record", "bad_options"]
+    row = {"id": "validation_Art_1", "question": "Who?", "options": "['x', 'y', 'z']", "answer": "BC"}
+    row |= {"question_type": "multiple-choice", "image_1": {"bytes": b"", "path": ""}}
+    assert mmmu._question({name: None for name in mmmu.PICTURES} | row, None).reason == "bad_options"
+
+
 def test_what_preprocess_made_for_evaluation_gives_the_same_questions_as_the_raw_data(tmp_path):
     from click.testing import CliRunner
 
@@ -170,6 +199,8 @@ def test_what_preprocess_made_for_evaluation_gives_the_same_questions_as_the_raw
         read("chartqa", path, tmp_path)
     with pytest.raises(CommandError, match="questions of docvqa; found the id 'chartqa-test-human-1'"):
         read("docvqa", path, tmp_path, image_dir=tmp_path)
+    with pytest.raises(CommandError, match="the split val .see --split.; found the id 'chartqa-test-human-1'"):
+        read("chartqa", path, tmp_path, "val", image_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))

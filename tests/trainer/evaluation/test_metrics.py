@@ -188,6 +188,7 @@ def test_a_truth_that_is_no_option_is_refused(options, answer):
         ("No", "no"),
         ("no, but", "no"),
         ('"No"', "no"),
+        ("'Yes'", "yes"),
         ("There is no snowboard", ""),
         ("not at all", ""),
         ("I cannot see one", ""),

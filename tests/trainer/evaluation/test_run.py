@@ -1,7 +1,9 @@
 """Asking a tiny model a benchmark: what the file holds, how a run goes on, and what it refuses."""
 
 import json
+import operator
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from tests.trainer.evaluation import layouts
 from trainer.evaluation import run, score
 from trainer.evaluation.answering import batches
 from trainer.evaluation.benchmarks import BENCHMARKS, Asked
+from trainer.evaluation.settings import model_digest
 
 ROOT = Path(__file__).parents[3]
 LLAVAS_KEYS = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
@@ -106,7 +109,7 @@ def test_a_finished_run_is_not_asked_again_and_its_file_can_be_scored(whole, mod
     [
         ({"tokens": 25}, "max_new_tokens was 24, is 25"),
         ({"more": ("--limit", "3")}, "limit was None, is 3"),
-        ({"more": ("--dtype", "bfloat16")}, "dtype was auto, is bfloat16"),
+        ({"more": ("--dtype", "bfloat16")}, "dtype was float32, is bfloat16"),
         ({"benchmark": "docvqa"}, "benchmark was chartqa, is docvqa"),
     ],
 )
@@ -177,6 +180,46 @@ def test_terminated_torn_and_gone_on_is_the_same_as_uninterrupted(whole, model, 
     assert "mended: the last line of 1 part" in said and f"going on: {kept} of 24" in said
     assert output.read_bytes() == (whole / "1.jsonl").read_bytes()
     assert leftovers(tmp_path) == ["answers.jsonl", "answers.run.json"]
+
+
+@pytest.mark.parametrize("name", ["publish", "whole_file", "shutil.rmtree"])
+def test_a_run_that_ends_while_its_files_are_written_is_finished_by_the_next(
+    whole, model, charts, tmp_path, monkeypatch, name
+):
+    from trainer.evaluation import session
+
+    real, calls = operator.attrgetter(name)(session), []
+
+    def ends(path, *given, **named):
+        calls.extend([path] if Path(path).parent == tmp_path else [])
+        # The first that is published says what the run is, before anything is asked.
+        if len(calls) > (name == "publish"):
+            raise KeyboardInterrupt
+        return real(path, *given, **named)
+
+    output = tmp_path / "answers.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"trainer.evaluation.session.{name}", ends)
+        assert ask(model, charts, output, "--batch-size", 1, tokens=24)[0] == 130
+    code, said, error = ask(model, charts, output, "--batch-size", 1, tokens=24)
+    assert code == 0, error
+    assert re.search(r"^questions +24$", said, re.MULTILINE)
+    assert output.read_bytes() == (whole / "1.jsonl").read_bytes()
+    assert leftovers(tmp_path) == ["answers.jsonl", "answers.run.json"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoints/step-00000004/__0_0.distcp"])
+def test_a_model_is_known_by_every_stretch_of_a_large_file(tmp_path, name):
+    # As two models of a first phase: they differ in the projector, some MB of many GB.
+    weights = tmp_path / name
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    with open(weights, "wb") as file:
+        file.truncate(1 << 30)
+    before = model_digest([tmp_path])
+    with open(weights, "r+b") as file:
+        file.seek(900_000_123)
+        file.write(b"\x01" * (2 << 20))
+    assert model_digest([tmp_path]) != before
 
 
 def processes_of_rank(rank, parent):

@@ -161,6 +161,13 @@ def test_the_printed_table_has_its_columns_under_each_other(tmp_path):
     assert [line[end - 5 : end] for line in rows[:3]] == ["66.67", "66.67", "66.67"]
 
 
+def test_what_stands_in_the_file_steers_no_terminal(tmp_path):
+    hostile = record(1, "a", kind="data\x1b[2J", error="\x9b1mbad: x") | {"model_id": "run\x1b]0;title\x07"}
+    code, said, _ = run_score(layouts.write(tmp_path / "answers.jsonl", layouts.lines(hostile)))
+    assert code == 0 and "answered by run\ufffd]0;title\ufffd" in said
+    assert all(character.isprintable() for line in said.split("\n") for character in line)
+
+
 def test_a_baseline_is_compared_question_by_question(tmp_path):
     new = layouts.write(
         tmp_path / "new.jsonl", layouts.lines(*(record(n, "ab"[n % 4 == 0], picture=n) for n in range(40)))
@@ -195,7 +202,11 @@ GOOD = record(1, "a")
         ),
         (layouts.lines(GOOD, {"question_id": 2}), 5, "line 2: has no prompt, text"),
         (layouts.lines(GOOD, record(2, ["a"])), 5, "line 2: expected texts"),
+        (layouts.lines({**GOOD, "model_id": 7}), 5, "line 1: expected texts"),
         (layouts.lines(GOOD, 7), 5, "line 2: has no question_id"),
+        (layouts.lines(GOOD, record(2, "a", error=7)), 5, "line 2: error is 7"),
+        (layouts.lines(GOOD, record(2, "a", group=[2])), 5, "line 2: group is [2]"),
+        (layouts.lines({**GOOD, "metadata": GOOD["metadata"] | {"image": 3}}), 5, "line 1: image is 3"),
         (layouts.lines({**GOOD, "metadata": {}}), 2, "line 1: metadata names no benchmark"),
         (layouts.lines(record(1, "a", benchmark="mine")), 2, "'mine', which is not known; known are chartqa"),
         (
@@ -218,6 +229,15 @@ def test_a_file_that_is_not_sound_is_refused_by_its_line(content, code, named, t
 def test_one_id_in_two_questions_is_no_duplicate(tmp_path):
     # LLaVA's file for TextVQA names questions by their picture.
     assert rows_of(tmp_path, [GOOD, {**GOOD, "prompt": "And this?"}])["all", "exact match"]["n"] == 2
+
+
+def test_a_file_of_questions_is_scored_as_the_benchmark_that_is_named(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(layouts.lines(record(1, "102", ("100",), benchmark="questions")))
+    found = [json.loads(run_score(path, *words, "--json")[1]) for words in ((), ("--benchmark", "chartqa"))]
+    assert [one["rows"][0]["score"] for one in found] == [0.0, 1.0]
+    assert [one["benchmark"] for one in found] == ["questions", "chartqa"]
+    assert run_score(path, "--benchmark", "nonsense")[0] == 2
 
 
 def test_a_benchmark_that_contradicts_the_file_is_an_error(tmp_path):

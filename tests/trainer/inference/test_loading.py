@@ -217,12 +217,9 @@ def test_a_tokenizers_own_chat_template_is_found_where_it_lies(save_checkpoint, 
 def test_a_folder_that_is_no_model_is_refused_with_what_it_is(checkpoint, tmp_path):
     with pytest.raises(TrainError, match=r"none: no such folder"):
         open_assistant(tmp_path / "none")
-    (tmp_path / "run" / "final").mkdir(parents=True)
-    with pytest.raises(TrainError, match=r"run is a run, not a model; its model is .*run/final"):
-        open_assistant(tmp_path / "run")
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "state.json").touch()
-    with pytest.raises(TrainError, match="is a checkpoint to go on from, not a model"):
+    with pytest.raises(IntegrityError, match=r"step/state.json is not the state of a run"):
         open_assistant(tmp_path / "step")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnsupportedError, match="holds no model in a format that is known"):

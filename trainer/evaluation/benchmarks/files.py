@@ -38,7 +38,10 @@ def read(source: Source) -> Iterator[Asked | Left]:
             yield record
         elif "conversations" in record:
             found = record_of(line, EvaluationRecord, number)
-            yield found if isinstance(found, Left) else asked_of(found, images)
+            if isinstance(found, Left):
+                yield found
+            else:
+                yield unsafe_picture(found.image, number) or asked_of(found, images)
         else:
             yield _question(record, images, number)
 
@@ -63,6 +66,22 @@ def record_of(line: bytes, kind: type[Value], number: int) -> Value | Left:
         return Left("not_a_record", f"line {number}: {error}")
 
 
+def unsafe_picture(name: str | None, number: int | str) -> Left | None:
+    """Return why a picture's name is not followed, if it is not: such a file is others', and asks for any path.
+
+    Args:
+        number: of the line that has it.
+    """
+    from dataprep.images import ImageFault, check_key
+
+    try:
+        if name is not None:
+            check_key(name)
+    except ImageFault as fault:
+        return Left(fault.reason, f"line {number}: {fault}")
+    return None
+
+
 def _question(record: dict[str, Any], images: Path, number: int) -> Asked | Left:
     name, text, image = record.get("question_id"), record.get("text"), record.get("image")
     if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(image, str | None):
@@ -72,6 +91,8 @@ def _question(record: dict[str, Any], images: Path, number: int) -> Asked | Left
     options = record.get("options", [])
     if not isinstance(options, list) or not all(isinstance(text, str | int | float) for text in [*answers, *options]):
         return Left("not_a_record", f"line {number}: `answers` and `options` are lists of texts")
+    if unsafe := unsafe_picture(image, number):
+        return unsafe
     kind = record.get("kind", record.get("category", ""))
     picture = images / image if image is not None else None
     words = text.removeprefix("<image>").removeprefix("\n")

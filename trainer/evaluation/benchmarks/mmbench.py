@@ -46,7 +46,7 @@ def read(source: Source) -> Iterator[Asked | Left]:
     groups: dict[int, list[Row]] = {}
     pictures: dict[str, str] = {}
     for row in _rows(_table(source), source):
-        if not row["index"].isdigit():
+        if not row["index"].isdecimal():
             yield Left("not_a_record", f"the index is {row['index']!r:.40}, expected a number")
             continue
         groups.setdefault(int(row["index"]) % ROTATION, []).append(row)
@@ -120,7 +120,7 @@ def _questions(row: Row, group: int, image: Path, num_rotations: int) -> Iterato
     index, options = int(row["index"]), _options(row)
     answer = row.get("answer", "").strip()
     published = answer.lower() not in NOTHING
-    if len(options) < 2 or (published and answer not in LETTERS[: len(options)]):
+    if len(options) < 2 or (published and answer not in tuple(LETTERS[: len(options)])):
         yield Left("bad_options", f"row {index}: the options are {options}, the answer is {answer!r}")
         return
     right = LETTERS.index(answer) if published else 0

@@ -76,7 +76,7 @@ def _question(row: dict[str, Any], source: Source) -> Asked | Left:
         return Left("several_images" if there else "missing_image", f"{name} has {len(there)} pictures")
     options = _options(row["options"])
     answer = row["answer"] or ""
-    published = answer in LETTERS[: len(options)] and answer != ""
+    published = answer in tuple(LETTERS[: len(options)])
     if len(options) < 2 or not (published or answer in ("?", "")):
         return Left("bad_options", f"{name}: the options are {row['options']!r:.80}, the answer is {row['answer']!r}")
     right = LETTERS.index(answer) if published else 0

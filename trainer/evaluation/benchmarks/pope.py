@@ -20,7 +20,7 @@ import msgspec
 
 from dataprep.prompts import PROMPTS
 from trainer.evaluation.benchmarks.base import Asked, Benchmark, Left, Source
-from trainer.evaluation.benchmarks.files import record_of, require_pictures
+from trainer.evaluation.benchmarks.files import record_of, require_pictures, unsafe_picture
 
 CATEGORIES = ("random", "popular", "adversarial")
 ALL = "all"
@@ -53,7 +53,8 @@ def read(source: Source) -> Iterator[Asked | Left]:
     for name, path in files.items():
         assert path is not None
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            yield _question(line, name, folder, number)
+            if line.strip():
+                yield _question(line, name, folder, number)
 
 
 def _question(content: bytes, category: str, folder: Path, number: int) -> Asked | Left:
@@ -62,6 +63,8 @@ def _question(content: bytes, category: str, folder: Path, number: int) -> Asked
         return line
     if line.label not in ("yes", "no"):
         return Left("bad_options", f"line {number}: the label is {line.label!r}, expected yes or no")
+    if unsafe := unsafe_picture(line.image, number):
+        return unsafe
     prompt = PROMPTS["llava15"].ask(line.text, "short")
     return Asked(f"{category}-{line.question_id}", prompt, folder / line.image, (line.label,), category)
 

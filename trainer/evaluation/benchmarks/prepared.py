@@ -74,8 +74,9 @@ def _raw(source: Source, name: str) -> Iterator[Asked | Left]:
 
 def _compiled(source: Source, name: str) -> Iterator[Asked | Left]:
     from dataprep.conversation import EvaluationRecord
-    from trainer.evaluation.benchmarks.files import lines_of, record_of
+    from trainer.evaluation.benchmarks.files import lines_of, record_of, unsafe_picture
 
+    prefix = f"{name}-{source.split}-"
     if source.image_dir is None:
         raise CommandError(f"--data {source.data}: give --image-dir too, the image root that its keys are relative to")
     for number, line in lines_of(source):
@@ -84,8 +85,10 @@ def _compiled(source: Source, name: str) -> Iterator[Asked | Left]:
             yield found
         elif not found.id.startswith(f"{name}-"):
             raise source.needs(f"questions of {name}", f"the id {found.id!r} in line {number}")
+        elif not found.id.startswith(prefix):
+            raise source.needs(f"the split {source.split} (see --split)", f"the id {found.id!r} in line {number}")
         else:
-            yield asked_of(found, source.image_dir, f"{name}-{source.split}-")
+            yield unsafe_picture(found.image, number) or asked_of(found, source.image_dir, prefix)
 
 
 def _benchmark(name: str, title: str, metric: str, *splits: str, tagged: bool = False) -> Benchmark:
