@@ -1,7 +1,7 @@
 """Columns read page by page: the same rows as pyarrow's, from every page it can write; damage; the memory it takes."""
 
-import os
 import errno
+import os
 import random
 import subprocess
 import sys
