@@ -20,7 +20,7 @@ from dataprep.parquet_columns import big_columns
 from dataprep.parquet_pages import DamagedPage
 from dataprep.tables import ParquetTable
 
-NUM_MUTANTS = 1000 if os.environ.get("LLAVA_PREP_PROOFS") == "full" else 60
+NUM_MUTANTS = 120 if os.environ.get("LLAVA_PREP_PROOFS") == "full" else 60
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
