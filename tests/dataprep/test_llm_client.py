@@ -77,7 +77,7 @@ def test_a_server_that_hangs_is_left_after_a_time(ask):
 def test_a_server_that_drips_is_left_after_a_time(ask):
     drips = server.drips(json.dumps(server.completion("Slow.")).encode(), 0.05)
     with server.llm_server(drips, server.says("Fine.")) as llm:
-        asked = ask(llm, whole=0.5, read=5.0)
+        asked = ask(llm, whole=2.0, read=5.0)
     assert (asked.replies[0].text, len(llm.asked)) == ("Fine.", 2)
 
 
