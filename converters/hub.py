@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from converters.errors import ConversionError
 from converters.files import LazyTensor
 from converters.sentencepiece_files import tokenizer_files
-from trainer.model import LlavaConfig, listed, parameter_shapes
+from trainer.model import FolderError, LlavaConfig, LlavaModel, listed, parameter_shapes
 
 #: The files of a tokenizer, where they are there. `tokenizer.model` is for formats that need SentencePiece's file.
 TOKENIZER_FILES = (
@@ -67,3 +69,18 @@ def check_shapes(config: LlavaConfig, tensors: Sequence[LazyTensor]) -> None:
     wrong = [f"{t.name} {t.shape}, expected {shapes[t.name]}" for t in tensors if t.shape != shapes[t.name]]
     if wrong:
         raise ConversionError("tensors are of another shape than the config says: " + listed(wrong, "; "))
+
+
+def build_model(hub: Hub, device: torch.device, dtype: torch.dtype) -> LlavaModel:
+    """Return a model with the hub's tensors, read one after the other; `FolderError` when some are missing."""
+    with torch.device("meta"):
+        model = LlavaModel(hub.config)
+    model.to(dtype).to_empty(device=device)
+    state = model.state_dict()
+    missing = state.keys() - {tensor.name for tensor in hub.tensors}
+    if missing:
+        raise FolderError(f"the model lacks {len(missing)} tensors, the first of them {min(missing)}")
+    for tensor in hub.tensors:
+        with torch.no_grad():
+            state[tensor.name].copy_(tensor.load())
+    return model

@@ -4,7 +4,6 @@ A pickle is a program: whoever opens one with Python's `pickle` runs it. Here it
 `torch.load(weights_only=True)`, which knows tensors, tables and numbers and refuses all else before it is called.
 """
 
-import json
 import re
 import warnings
 import zipfile
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from converters.errors import ConversionError
 from converters.files import DTYPES, LazyTensor, read_tensors
-from trainer.model import listed
-from trainer.model.folder import INDEX, WEIGHTS
+from trainer.model import FolderError, listed
+from trainer.model.folder import INDEX, WEIGHTS, read_index
 
 #: transformers' names for a model's pickled weights: one file, or several and an index of them.
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -41,7 +40,10 @@ def read_weights(folder: Path) -> list[LazyTensor]:
         return read_tensors(folder)
     if (folder / PICKLED_WEIGHTS).exists():
         return read_pickled(folder / PICKLED_WEIGHTS)
-    files = _index(folder / PICKLED_INDEX)
+    try:
+        files = read_index(folder / PICKLED_INDEX)
+    except FolderError as error:
+        raise ConversionError(str(error)) from error
     tensors = [tensor for name in sorted(set(files.values())) for tensor in read_pickled(folder / name)]
     if lost := sorted(files.keys() - {tensor.name for tensor in tensors}):
         raise ConversionError(f"{folder}: named in {PICKLED_INDEX} but in none of its files: {listed(lost)}")
@@ -55,17 +57,6 @@ def has_weights(folder: Path) -> bool:
 
 def _any_of(folder: Path, *names: str) -> bool:
     return any((folder / name).exists() for name in names)
-
-
-def _index(path: Path) -> dict[str, str]:
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        plain = all(isinstance(name, str) and name == Path(name).name for name in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path} is not an index of weight files: no weight_map in it") from error
-    if not plain:
-        raise ConversionError(f"{path}: weight_map: expected names of files in the same folder")
-    return files
 
 
 def read_pickled(path: Path, part: str | None = None) -> list[LazyTensor]:

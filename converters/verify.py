@@ -20,12 +20,12 @@ from torch import Tensor
 from converters.errors import ConversionError, UnsupportedError
 from converters.formats import detect, read_with
 from converters.formats.hf import read_record
-from converters.hub import Hub
+from converters.hub import Hub, build_model
 from dataprep.encoding import TextEncoder, TokenizerError, encode
 from dataprep.images import ImageFault, load_image, pad_colour
 from dataprep.templates import TEMPLATES, VICUNA_SYSTEM
 from trainer.attention import Segments
-from trainer.model import LlavaConfig, LlavaModel, ModelInput
+from trainer.model import LlavaConfig, ModelInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,7 @@ def run(side: Side, probes: Sequence[Probe]) -> list[Float[Tensor, "T V"]]:
 
 
 def _run_ours(side: Side, probes: Sequence[Probe]) -> list[Tensor]:
-    with torch.device("meta"):
-        model = LlavaModel(side.hub.config)
-    model.to_empty(device="cpu")
-    state = model.state_dict()
-    for tensor in side.hub.tensors:
-        state[tensor.name].copy_(tensor.load())
+    model = build_model(side.hub, torch.device("cpu"), torch.float32)
     return [model(_as_input(probe)) for probe in probes]
 
 

@@ -59,11 +59,13 @@ def _open_model(folder: Path, base: Path | None) -> Source:
         from trainer.inference.steps import open_step
 
         return open_step(folder, base)
+    from converters.hub import build_model
+
     hub = _read(folder, base)
     # A checkpoint's tokenizer folder may hold a chat template, which formats do not carry.
     own = base is not None and _is_own(base)
     tokenizer = base / TOKENIZER if own and base is not None else hub.tokenizer
-    return Source(hub.config, hub.data or {}, tokenizer, partial(fill_from_hub, hub), hub.notes)
+    return Source(hub.config, hub.data or {}, tokenizer, partial(build_model, hub), hub.notes)
 
 
 def _is_own(folder: Path) -> bool:
@@ -91,17 +93,3 @@ def _needs_no_base(folder: Path, what: str) -> TrainError:
     return TrainError(
         f"base: {folder} is a whole model ({what}); only an adapter, a projector or a run's checkpoint has a base"
     )
-
-
-def fill_from_hub(hub: "Hub", device: torch.device, dtype: torch.dtype) -> LlavaModel:
-    """Return a model with the hub's tensors, read one after the other; `FolderError` when some are missing."""
-    with torch.device("meta"):
-        model = LlavaModel(hub.config)
-    model.to(dtype).to_empty(device=device)
-    state = model.state_dict()
-    missing = state.keys() - {tensor.name for tensor in hub.tensors}
-    if missing:
-        raise FolderError(f"the model lacks {len(missing)} tensors, the first of them {min(missing)}")
-    for tensor in hub.tensors:
-        state[tensor.name].copy_(tensor.load())
-    return model

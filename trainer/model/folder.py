@@ -155,19 +155,22 @@ def tensor_files(folder: Path | str) -> dict[str, Path]:
     if not (folder / INDEX).exists():
         raise FolderError(f"{folder} is incomplete: it holds neither {WEIGHTS} nor {INDEX}")
     files = {}
-    for name in sorted(set(_index(folder / INDEX).values())):
+    for name in sorted(set(read_index(folder / INDEX).values())):
         with open_weights(folder / name) as weights:
             files |= dict.fromkeys(weights.keys(), folder / name)
-    _refuse(folder, f"named in {INDEX} but in none of its files", sorted(_index(folder / INDEX).keys() - files.keys()))
+    _refuse(
+        folder, f"named in {INDEX} but in none of its files", sorted(read_index(folder / INDEX).keys() - files.keys())
+    )
     return files
 
 
-def _index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """Return which file holds each tensor, as an index beside the files says; `FolderError` when it does not."""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         plain = all(isinstance(name, str) and name == Path(name).name for name in files.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FolderError(f"{path} is not an index of safetensors files: no weight_map in it") from error
+        raise FolderError(f"{path} is not an index of weight files: no weight_map in it") from error
     if not plain:
         raise FolderError(f"{path}: weight_map: expected names of files in the same folder")
     return files

@@ -10,6 +10,7 @@ import torch
 
 from converters.errors import UnsupportedError
 from converters.formats import trainer as trainer_format
+from converters.hub import build_model
 from dataprep.templates import VICUNA_SYSTEM
 from tests.dataprep.chat_families import FAMILIES
 from tests.trainer.inference.conftest import fingerprint
@@ -18,7 +19,6 @@ from trainer.config import LoraConfig
 from trainer.errors import IntegrityError, TrainError
 from trainer.inference import Request, Sampling, open_assistant
 from trainer.inference.loading import _fit_of_processor, pick, pick_dtype
-from trainer.inference.sources import fill_from_hub
 from trainer.lora import apply_lora, initialise_adapters, merged
 from trainer.model import FolderError, load_model, save_model
 
@@ -80,7 +80,7 @@ def test_the_model_lies_in_memory_once(checkpoint):
         return replace(tensor, load=load)
 
     watching = replace(hub, tensors=[watched(tensor) for tensor in hub.tensors])
-    model = fill_from_hub(watching, torch.device("cpu"), torch.float32)
+    model = build_model(watching, torch.device("cpu"), torch.float32)
     expected, _ = load_model(checkpoint)
     assert len(alive) == len(expected.state_dict()) > 50
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
